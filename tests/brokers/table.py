@@ -1,0 +1,44 @@
+"""The table of brokers, one row each: name, version, configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.redis_server import EVICTING, VOLATILE, Redis
+from tests.brokers.server import LocalServer
+
+_ROWS: list[Broker] = [
+    Redis("redis"),
+    Redis("redis8", version="8.2"),
+    Redis("redis-volatile", VOLATILE),
+    Redis("redis-evicting", EVICTING),
+]
+BROKERS: dict[str, Broker] = {broker.name: broker for broker in _ROWS}
+
+
+def broker(name: str) -> Broker:
+    """Return the row of this name."""
+    if name not in BROKERS:
+        raise BrokerError(f"there is no broker {name!r}; there are: {', '.join(BROKERS)}")
+    return BROKERS[name]
+
+
+@contextmanager
+def local(name: str, directory: Path) -> Iterator[LocalServer]:
+    """
+    Run a private instance of a broker in `directory`; it is ready on entry and gone on exit.
+
+    Entry and exit block for as long as the broker takes. In asyncio tests use it in a fixture that is not a
+    coroutine, and call its methods by `asyncio.to_thread`.
+    """
+    row = broker(name)
+    row.install()
+    server = LocalServer(row, directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

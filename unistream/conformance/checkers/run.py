@@ -1,0 +1,350 @@
+"""Knows how to read a history once, in order, into what the checkers ask about: publishes, groups, lendings, members.
+
+It draws no conclusion about right and wrong. Where a history leaves room (a lease that may have been renewed unseen,
+an ack that may not have left), the reading is the one that accuses nobody: a hold never lasts longer here than it
+lasted in truth, and a settle counts as held by the broker only when it surely was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from unistream.conformance.checkers.terms import Terms
+from unistream.conformance.history import NANO, Event, History
+
+Where = tuple[str, str]
+"""A group: topic and name, because a group's name is scoped by its topic."""
+
+SETTLES = frozenset({"ack", "nack", "reject"})
+
+
+@dataclass(slots=True)
+class Operation:
+    """An invocation and what became of it; `outcome` is `info` as long as nothing came back."""
+
+    op: str
+    index: int
+    began: int
+    outcome: str = "info"
+    done: int | None = None
+    done_index: int | None = None
+    delay: float | None = None
+    confirmed: bool = False
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Publish:
+    """One message handed to a producer. `segment` counts the unknown outcomes of its producer and key before it."""
+
+    msg: str
+    topic: str
+    key: str | None
+    call: Operation
+    digest: str | None
+    producer: str
+    number: int
+    segment: int
+    partition: int | None = None
+    position: str | None = None
+
+
+@dataclass(slots=True)
+class Lending:
+    """One delivery of a message to one member, until it was settled or its lease ended."""
+
+    index: int
+    at: int
+    name: str
+    where: Where
+    member: str
+    msg: str | None
+    key: str | None
+    attempt: int
+    until: int | None
+    partition: int | None
+    position: str | None
+    digest: str | None
+    error: str | None
+    settles: list[Operation] = field(default_factory=list)
+    extends: list[Operation] = field(default_factory=list)
+    expired: int | None = None
+    """When the delivery itself said that it was lost."""
+
+    @property
+    def settle(self) -> Operation | None:
+        """The first settle that was not refused as misuse, if any."""
+        return next((call for call in self.settles if call.error != "AlreadySettledError"), None)
+
+
+@dataclass(slots=True)
+class Member:
+    """One consumer from joining to leaving or death."""
+
+    name: str
+    where: Where
+    joined: int
+    limit: int | None
+    leaving: int | None = None
+    left: int | None = None
+    died: int | None = None
+    idle: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def gone(self) -> int | None:
+        """When it began to leave, or died."""
+        return _earliest(self.leaving, self.died)
+
+
+@dataclass(slots=True)
+class Group:
+    """One group; `created` is None when nobody saw it created."""
+
+    where: Where
+    created: int | None = None
+    ordering: str = "none"
+    start: str = "latest"
+    lease: float = 30.0
+    max_attempts: int | None = None
+    members: list[Member] = field(default_factory=list)
+    lendings: list[Lending] = field(default_factory=list)
+    by_msg: dict[str, list[Lending]] = field(default_factory=lambda: defaultdict(list))
+    seeks: list[int] = field(default_factory=list)
+    losses: int = 0
+    drained: str | None = None
+    """The phase of the last drain: `ok` complete, `info` out of time, `fail` stuck; None never drained."""
+    drain_index: int | None = None
+
+
+@dataclass(slots=True)
+class Fault:
+    """Something that was done to the system from `began` until `ended`; `member` None means to all."""
+
+    began: int
+    ended: int
+    member: str | None
+    note: str
+
+    def touches(self, member: str) -> bool:
+        """Tell whether the fault could have reached `member`."""
+        return self.member is None or self.member == member
+
+
+class Run:
+    """A history, read."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.publishes: dict[str, Publish] = {}
+        self.groups: dict[Where, Group] = {}
+        self.members: dict[str, Member] = {}
+        self.lendings: dict[str, Lending] = {}
+        self.faults: list[Fault] = []
+        self.ended = history[len(history) - 1].at if len(history) else 0
+        self._calls: dict[tuple[str, int, int], Operation] = {}
+        self._segments: dict[tuple[str, str | None], int] = defaultdict(int)
+        for index, event in enumerate(history):
+            self._read(index, event)
+
+    def group(self, where: Where) -> Group:
+        """Return the group, making a record of it when it was not known before."""
+        if where not in self.groups:
+            self.groups[where] = Group(where)
+        return self.groups[where]
+
+    def hold_end(self, lending: Lending, terms: Terms) -> int:
+        """Return when the member surely stopped holding the delivery, at the earliest; the run's end if it never did."""
+        member = self.members.get(lending.member)
+        ends = [self.ended, lending.until, lending.expired, member.gone if member else None]
+        if lending.settles:
+            ends.append(lending.settles[0].began)
+        for fault in self.faults:
+            ends_lease = fault.note.startswith("broker") or terms.lease_scope != "message"
+            if ends_lease and fault.ended >= lending.at and fault.touches(lending.member):
+                ends.append(max(fault.began, lending.at))
+        if terms.rebalances:
+            ends.extend(change for change in self.changes(lending.where) if change >= lending.at)
+        return min(end for end in ends if end is not None)
+
+    def changes(self, where: Where) -> Iterator[int]:
+        """Yield the times at which the group's membership changed."""
+        for member in self.group(where).members:
+            yield member.joined
+            if member.gone is not None:
+                yield member.gone
+
+    def held_from(self, lending: Lending, call: Operation, terms: Terms) -> int | None:
+        """
+        Return from when the broker surely holds the settle, or None when that is not sure.
+
+        A confirmed one counts from its answer. A plain one counts when its lease had time left and the member
+        lived on, undisturbed, for as long as a coalesced ack takes, or left properly.
+        """
+        if call.outcome != "ok" or call.done is None:
+            return None
+        if call.confirmed:
+            return call.done
+        flushed = call.done + round(terms.settle_flush * NANO)
+        member = self.members.get(lending.member)
+        if member is not None and member.left is not None and member.left < flushed:
+            flushed = member.left
+        elif member is None or flushed > self.ended or (member.died is not None and member.died < flushed):
+            return None
+        if lending.expired is not None or (lending.until is not None and lending.until < flushed):
+            return None
+        if self.disturbed(lending.member, call.began, flushed):
+            return None
+        return flushed
+
+    def disturbed(self, member: str, since: int, until: int) -> bool:
+        """Tell whether a fault reached `member` between the two times."""
+        return any(f.touches(member) and f.began <= until and f.ended >= since for f in self.faults)
+
+    def sought(self, where: Where, since: int, until: int) -> bool:
+        """Tell whether the group was moved by a seek between the two times."""
+        return any(since <= at <= until for at in self.group(where).seeks)
+
+    def _read(self, index: int, event: Event) -> None:
+        match event.op:
+            case "publish":
+                self._read_publish(index, event)
+            case "deliver":
+                self._read_deliver(index, event)
+            case "ack" | "nack" | "reject" | "extend":
+                self._read_settle(index, event)
+            case "renew" | "expire":
+                self._read_lease(event)
+            case "join" | "leave" | "death" | "idle":
+                self._read_member(event)
+            case "create" | "seek" | "drain" | "loss":
+                self._read_group(index, event)
+            case "fault":
+                since = event.at if event.since is None else event.since
+                self.faults.append(Fault(since, event.at, event.member, event.note or ""))
+
+    def _complete(self, index: int, event: Event) -> Operation | None:
+        call = self._calls.get((event.proc, event.life, event.call or 0))
+        if call is not None:
+            call.outcome, call.done, call.done_index = event.phase, event.at, index
+            call.confirmed, call.error = bool(event.confirmed), event.error
+        return call
+
+    def _begin(self, index: int, event: Event) -> Operation:
+        call = Operation(event.op, index, event.at, delay=event.delay)
+        self._calls[(event.proc, event.life, event.call or 0)] = call
+        return call
+
+    def _read_publish(self, index: int, event: Event) -> None:
+        if event.msg is None or event.topic is None:
+            raise ValueError(f"event {index}: a publish names its message and its topic")
+        producer, _, number = event.msg.rpartition(".")
+        if event.phase == "invoke":
+            segment = self._segments[(producer, event.key)]
+            call = self._begin(index, event)
+            self.publishes[event.msg] = Publish(
+                event.msg, event.topic, event.key, call, event.digest, producer, int(number), segment
+            )
+            return
+        self._complete(index, event)
+        publish = self.publishes[event.msg]
+        publish.partition, publish.position = event.partition, event.position
+        if event.phase == "info":
+            self._segments[(producer, event.key)] += 1
+
+    def _read_deliver(self, index: int, event: Event) -> None:
+        where = (event.topic or "", event.group or "")
+        lending = Lending(
+            index=index,
+            at=event.at,
+            name=event.lending or f"#{index}",
+            where=where,
+            member=event.member or "",
+            msg=event.msg,
+            key=event.key,
+            attempt=0 if event.attempt is None else event.attempt,
+            until=event.until,
+            partition=event.partition,
+            position=event.position,
+            digest=event.digest,
+            error=event.error,
+        )
+        group = self.group(where)
+        group.lendings.append(lending)
+        self.lendings[lending.name] = lending
+        if event.msg is not None:
+            group.by_msg[event.msg].append(lending)
+
+    def _read_settle(self, index: int, event: Event) -> None:
+        if event.phase != "invoke":
+            self._complete(index, event)
+            lending = self.lendings[event.lending or ""]
+            if event.op == "extend" and event.phase == "ok" and event.until is not None:
+                lending.until = max(lending.until or 0, event.until)
+            return
+        lending = self.lendings[event.lending or ""]
+        calls = lending.extends if event.op == "extend" else lending.settles
+        calls.append(self._begin(index, event))
+
+    def _read_lease(self, event: Event) -> None:
+        lending = self.lendings[event.lending or ""]
+        if event.op == "expire":
+            lending.expired = event.at if lending.expired is None else lending.expired
+        elif event.until is not None:
+            lending.until = max(lending.until or 0, event.until)
+
+    def _read_member(self, event: Event) -> None:
+        name = event.member or ""
+        if event.op == "join":
+            where = (event.topic or "", event.group or "")
+            member = Member(name, where, event.at, event.limit)
+            self.members[name] = member
+            self.group(where).members.append(member)
+            return
+        known = self.members.get(name)
+        if known is None:
+            raise ValueError(f"{event.op} of member {name!r}, who never joined")
+        match event.op, event.phase:
+            case "death", _:
+                known.died = event.at
+            case "leave", "invoke":
+                known.leaving = event.at
+            case "leave", "ok":
+                known.left = event.at
+            case "idle", _:
+                known.idle.append((event.at if event.since is None else event.since, event.at))
+
+    def _read_group(self, index: int, event: Event) -> None:
+        group = self.group((event.topic or "", event.group or ""))
+        match event.op, event.phase:
+            case "create", "ok":
+                group.created = event.at if group.created is None else group.created
+                config = event.config or {}
+                group.ordering = config.get("ordering", group.ordering)
+                group.start = config.get("start", group.start)
+                group.lease = config.get("lease", group.lease)
+                group.max_attempts = config.get("max_attempts", group.max_attempts)
+            case "seek", "invoke" | "ok":
+                group.seeks.append(event.at)
+            case "drain", phase:
+                group.drained, group.drain_index = phase, index
+            case "loss", _:
+                group.losses += event.count or 0
+
+
+def _earliest(*times: int | None) -> int | None:
+    known = [time for time in times if time is not None]
+    return min(known) if known else None
+
+
+def natural(position: str) -> tuple[int, ...]:
+    """Return a position's numbers, by which positions of one partition sort (`1700-12` as 1700, 12)."""
+    numbers, digits = [], ""
+    for sign in position + " ":
+        if sign.isdigit():
+            digits += sign
+        elif digits:
+            numbers.append(int(digits))
+            digits = ""
+    return tuple(numbers)
