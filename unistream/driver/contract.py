@@ -11,13 +11,13 @@ driver (`lost`, `emit`) must be called on that loop's thread.
 **Errors.** Only errors of `unistream.errors` leave a driver, with the client's own error as `__cause__`.
 
 **Connections.** A method that finds its connection gone makes one attempt to connect again, bounded by the driver's
-`connect_timeout` option, and raises `BrokerUnavailableError` if that fails. The caller waits (jittered backoff) and calls
-again; the driver has no reconnect loop of its own unless its client brings one.
+`connect_timeout` option, and raises `BrokerUnavailableError` if that fails. The caller waits (jittered backoff) and
+calls again; the driver has no reconnect loop of its own unless its client brings one.
 
 **Cancellation.** Any awaitable may be cancelled at any point; each method says what then holds.
 
-**Answers at once.** Methods typed `MaybeAwaitable` may return their result directly instead of an awaitable. A driver that
-can (an in-process store) should: it saves a task per call.
+**Answers at once.** Methods typed `MaybeAwaitable` may return their result directly instead of an awaitable. A driver
+that can (an in-process store) should: it saves a task per call.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from unistream.driver.types import (
     PublishOutcome,
     RawDelivery,
     RawMessage,
-    SettleOutcome,
     Settlement,
+    SettleOutcome,
     StartAt,
     Target,
     Token,
@@ -323,7 +323,8 @@ class ConsumerDriver(ABC):
         """
         Lend up to `limit` messages to this member, waiting for the first.
 
-        Returns as soon as one is there; an empty result means that `timeout` passed, never "end". A suspect comes alone.
+        Returns as soon as one is there; an empty result means that `timeout` passed, never "end". A suspect comes
+        alone.
 
         Args:
             limit: At least 1. The caller has room for exactly this many; more is a defect (BPC-1).

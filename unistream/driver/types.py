@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 from unistream.errors import AccessError, PublishError, SettleError, TopicMissingError
 from unistream.message import HeaderPairs
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-MaybeAwaitable = T | Awaitable[T]
+MaybeAwaitable = Union[T, Awaitable[T]]  # noqa: UP007 - a generic alias needs Union
 """A result at once, or an awaitable of it. `async def` satisfies it; an in-process store answers at once."""
 
 Ordering = Literal["none", "key"]
