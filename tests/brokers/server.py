@@ -45,6 +45,9 @@ class Server(Protocol):
     def stop(self) -> None:
         """End it in good order, by force when that takes too long; nothing happens when it is dead."""
 
+    def destroy(self) -> None:
+        """Stop it for good, with whatever holds its data outside of `directory`."""
+
     def kill9(self) -> None:
         """End the server by SIGKILL, as a crash would, and wait until it is gone."""
 
@@ -86,7 +89,8 @@ class LocalServer:
         return self._main().state if self._processes else "dead"
 
     def start(self) -> None:
-        """Start what isn't running and wait until a round trip succeeds."""
+        """Install it if need be, start what isn't running and wait until a round trip succeeds."""
+        self.broker.install()
         self.directory.mkdir(parents=True, exist_ok=True)
         for command in self.broker.commands(self.directory, self.ports):
             old = self._processes.pop(command.name, None)
@@ -99,11 +103,15 @@ class LocalServer:
     def stop(self) -> None:
         """End it in good order, by force when that takes too long; nothing happens when it is dead."""
         self.resume()
-        for process in reversed(self._processes.values()):
+        for process in reversed(list(self._processes.values())):
             process.signal(signal.SIGTERM)
             if not process.wait(STOP_WITHIN):
                 process.signal(signal.SIGKILL)
                 process.wait(STOP_WITHIN)
+
+    def destroy(self) -> None:
+        """Stop it for good; its data are in `directory`."""
+        self.stop()
 
     def kill9(self) -> None:
         """End the server by SIGKILL, as a crash would, and wait until it is gone."""

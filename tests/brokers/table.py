@@ -34,9 +34,7 @@ def local(name: str, directory: Path) -> Iterator[LocalServer]:
     Entry and exit block for as long as the broker takes. In asyncio tests use it in a fixture that is not a
     coroutine, and call its methods by `asyncio.to_thread`.
     """
-    row = broker(name)
-    row.install()
-    server = LocalServer(row, directory)
+    server = LocalServer(broker(name), directory)
     try:
         server.start()
         yield server
