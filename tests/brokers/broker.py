@@ -28,7 +28,7 @@ class Image:
 
     name: str
     port: int
-    command: Sequence[str] | None = None
+    command: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
 

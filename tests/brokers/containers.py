@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -126,8 +127,9 @@ class ContainerServer:
         testcontainers_config.ryuk_disabled = True  # the reaper would end the server together with `up`
         image = self.broker.image(self.ports)
         port = self.ports[self.broker.ports[0]]
-        container = DockerContainer(image.name, command=image.command, ports=None)
-        container.ports = {f"{image.port}/tcp": ("127.0.0.1", port)}
+        container = DockerContainer(image.name, command=shlex.join(image.command) or None)
+        # Docker takes a pair here, which keeps the port off other interfaces; testcontainers types only a number.
+        container.ports = {f"{image.port}/tcp": ("127.0.0.1", port)}  # type: ignore[dict-item]
         for name, value in image.env.items():
             container.with_env(name, value)
         try:

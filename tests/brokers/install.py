@@ -56,8 +56,12 @@ def apt_install(package: str, *, program: str, services: Sequence[str] = ()) -> 
             )
         print(f"installing {package}", file=sys.stderr)
         with _services_stay_off():
-            _apt("update")
-            _apt("install", "-y", "--no-install-recommends", package)
+            install = ["install", "-y", "--no-install-recommends", package]
+            try:
+                _apt(*install)
+            except BrokerError:  # the lists are absent or old; fetching them can take minutes
+                _apt("update")
+                _apt(*install)
         if services and system_program("systemctl"):
             subprocess.run(["systemctl", "disable", *services], check=True, capture_output=True)
         if not system_program(program):

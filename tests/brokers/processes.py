@@ -87,7 +87,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
         argv[0],
-        argv,
+        list(argv),
         {**os.environ, **env},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.nats_server import Nats
 from tests.brokers.redis_server import EVICTING, VOLATILE, Redis
 from tests.brokers.server import LocalServer
 
@@ -15,6 +16,9 @@ _ROWS: list[Broker] = [
     Redis("redis8", version="8.2"),
     Redis("redis-volatile", VOLATILE),
     Redis("redis-evicting", EVICTING),
+    Nats("nats"),
+    Nats("nats-old", version="2.9"),
+    Nats("nats-sync", settings=["sync_interval: always"]),
 ]
 BROKERS: dict[str, Broker] = {broker.name: broker for broker in _ROWS}
 
