@@ -35,7 +35,7 @@ class Event:
     `leave`, `seek`. Events: `join`, `deliver`, `renew` (the lease now ends at `until`), `expire` (the delivery says
     it is lost), `idle` (the member waited from `since` until now and got nothing), `death`, `fault` (from `since`
     until now, of one `member` or of all), `drain` (`ok` when complete, `info` when time ran out with progress,
-    `fail` when stuck), `loss` (the library reported lost data).
+    `fail` when stuck), `loss` (the library reported lost data), `tally` (`count` things of the kind that `note` names).
     """
 
     at: int
@@ -63,6 +63,7 @@ class Event:
     until: int | None = None
     """When the lease ends, monotonic nanoseconds."""
     since: int | None = None
+    """When what the event speaks of began; for a delivery, when the member began to wait for it."""
     delay: float | None = None
     """Seconds."""
     limit: int | None = None
@@ -76,7 +77,7 @@ class Event:
     count: int | None = None
     """How many messages an event speaks of."""
     config: dict[str, Any] | None = None
-    """What a group was created with: `ordering`, `start`, `lease`, `max_attempts`, `dead_letter`."""
+    """What a group was created with: `ordering`, `start`, `lease`, `backoff`, `max_attempts`, `dead_letter`."""
     note: str | None = None
 
     def to_json(self) -> str:

@@ -17,7 +17,8 @@ from unistream.conformance.history import NANO, Event, History
 Where = tuple[str, str]
 """A group: topic and name, because a group's name is scoped by its topic."""
 
-SETTLES = frozenset({"ack", "nack", "reject"})
+FOREVER = 1 << 62
+"""Later than any time of a history."""
 
 
 @dataclass(slots=True)
@@ -107,7 +108,11 @@ class Group:
     ordering: str = "none"
     start: str = "latest"
     lease: float = 30.0
+    backoff: float = 330.0
+    """The longest wait that the retry policy gives a nack without a delay of its own."""
     max_attempts: int | None = None
+    dead_letter: str | None = None
+    """The topic that takes what is rejected."""
     members: list[Member] = field(default_factory=list)
     lendings: list[Lending] = field(default_factory=list)
     by_msg: dict[str, list[Lending]] = field(default_factory=lambda: defaultdict(list))
@@ -142,6 +147,7 @@ class Run:
         self.members: dict[str, Member] = {}
         self.lendings: dict[str, Lending] = {}
         self.faults: list[Fault] = []
+        self.tallies: dict[str, int] = defaultdict(int)
         self.ended = history[len(history) - 1].at if len(history) else 0
         self._calls: dict[tuple[str, int, int], Operation] = {}
         self._segments: dict[tuple[str, str | None], int] = defaultdict(int)
@@ -155,9 +161,9 @@ class Run:
         return self.groups[where]
 
     def hold_end(self, lending: Lending, terms: Terms) -> int:
-        """Return when the member surely stopped holding the delivery, at the earliest; the run's end if it never did."""
+        """Return the earliest time at which the member may have stopped holding it; FOREVER if nothing ended it."""
         member = self.members.get(lending.member)
-        ends = [self.ended, lending.until, lending.expired, member.gone if member else None]
+        ends = [FOREVER, lending.until, lending.expired, member.gone if member else None]
         if lending.settles:
             ends.append(lending.settles[0].began)
         for fault in self.faults:
@@ -220,6 +226,8 @@ class Run:
                 self._read_member(event)
             case "create" | "seek" | "drain" | "loss":
                 self._read_group(index, event)
+            case "tally":
+                self.tallies[event.note or ""] += 1 if event.count is None else event.count
             case "fault":
                 since = event.at if event.since is None else event.since
                 self.faults.append(Fault(since, event.at, event.member, event.note or ""))
@@ -272,6 +280,9 @@ class Run:
         )
         group = self.group(where)
         group.lendings.append(lending)
+        member = self.members.get(lending.member)
+        if member is not None and event.since is not None:
+            member.idle.append((event.since, event.at))
         self.lendings[lending.name] = lending
         if event.msg is not None:
             group.by_msg[event.msg].append(lending)
@@ -324,7 +335,9 @@ class Run:
                 group.ordering = config.get("ordering", group.ordering)
                 group.start = config.get("start", group.start)
                 group.lease = config.get("lease", group.lease)
+                group.backoff = config.get("backoff", group.backoff)
                 group.max_attempts = config.get("max_attempts", group.max_attempts)
+                group.dead_letter = config.get("dead_letter", group.dead_letter)
             case "seek", "invoke" | "ok":
                 group.seeks.append(event.at)
             case "drain", phase:

@@ -1,4 +1,4 @@
-"""Knows what a history is judged by: the claims of the backend and the parameters of the run; and the verdict's shape."""
+"""Knows what a history is judged by: the claims of the backend and the parameters of the run."""
 
 from __future__ import annotations
 

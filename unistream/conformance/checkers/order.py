@@ -1,0 +1,83 @@
+"""Knows the order in which a group sees messages: first deliveries in publish order, and no key overtaken."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from unistream.conformance.checkers.run import Group, Lending, Publish, Run
+from unistream.conformance.checkers.table import checker
+from unistream.conformance.checkers.terms import Terms, Violation
+
+
+@checker("order-first", "ORD-2", "ORD-5")
+def order_first(run: Run, terms: Terms) -> Iterator[Violation]:
+    """First deliveries follow the publish order: per key in an ordered group, altogether for a lone member."""
+    for group in run.groups.values():
+        if group.seeks or (group.ordering != "key" and not terms.fifo):
+            continue
+        latest: dict[tuple[str, str | None, int], tuple[Publish, Lending]] = {}
+        for msg, lendings in group.by_msg.items():
+            publish = run.publishes.get(msg)
+            if publish is None or publish.call.outcome != "ok" or publish.topic != group.where[0]:
+                continue
+            if publish.key is None and not terms.fifo:
+                continue
+            line = (publish.producer, None if terms.fifo else publish.key, publish.segment)
+            before = latest.get(line)
+            if before is None or before[0].number < publish.number:
+                latest[line] = (publish, lendings[0])
+                continue
+            yield Violation(
+                "ORD-5" if terms.fifo and group.ordering != "key" else "ORD-2",
+                "order-first",
+                (before[1].index, lendings[0].index),
+                f"{msg} was published before {before[0].msg} and first delivered after it",
+            )
+
+
+@checker("overtake", "ORD-2")
+def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
+    """In an ordered group nothing is lent while another message of its key is unsettled; an ack sent frees it."""
+    ordered = {where: group for where, group in run.groups.items() if group.ordering == "key" and not group.seeks}
+    unsettled: dict[tuple[str, str, str], dict[str, Lending]] = defaultdict(dict)
+    for event in run.history:
+        if event.op == "deliver":
+            lending = run.lendings.get(event.lending or "")
+            group = ordered.get(lending.where) if lending else None
+            if lending is None or group is None or lending.key is None or lending.msg is None:
+                continue
+            waiting = unsettled[(*lending.where, lending.key)]
+            for other in waiting.values():
+                if other.msg != lending.msg and not _last_attempt(group, other):
+                    yield Violation(
+                        "ORD-2",
+                        "overtake",
+                        (other.index, lending.index),
+                        f"{lending.msg} was lent to {lending.member} while {other.msg} of the same key, "
+                        f"lent to {other.member} before, was unsettled",
+                    )
+            waiting[lending.msg] = lending
+        elif event.op in ("ack", "reject", "nack"):
+            lending = run.lendings[event.lending or ""]
+            group = ordered.get(lending.where)
+            if group is None or lending.key is None or lending.msg is None:
+                continue
+            waiting = unsettled[(*lending.where, lending.key)]
+            if event.op != "nack" and event.phase == "invoke":
+                waiting.pop(lending.msg, None)
+            elif event.op != "nack" and event.phase == "fail" and _still_the_last(run, group, lending):
+                waiting.setdefault(lending.msg, lending)
+
+
+def _last_attempt(group: Group, lending: Lending) -> bool:
+    """Tell whether the end of this lending dead-letters the message, which releases its key unseen."""
+    return group.max_attempts is not None and lending.attempt >= group.max_attempts
+
+
+def _still_the_last(run: Run, group: Group, lending: Lending) -> bool:
+    """Tell whether a refused settle leaves the message unsettled: nobody else had it, and nothing else settled it."""
+    lendings = group.by_msg[lending.msg or ""]
+    return lendings[-1] is lending and not any(
+        call.op != "nack" and call.outcome != "fail" for each in lendings for call in each.settles
+    )
