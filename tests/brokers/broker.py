@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
+
+
+def probe_name() -> str:
+    """Return a name for what a probe creates; two probes of one server don't meet."""
+    return f"unistream-probe-{uuid4().hex[:8]}"
 
 
 class BrokerError(Exception):

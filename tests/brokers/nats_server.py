@@ -12,7 +12,7 @@ from typing import ClassVar
 import nats
 from nats.errors import Error as NatsError
 
-from tests.brokers.broker import Broker, BrokerError, Command, Image
+from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
 from tests.brokers.install import apt_install, system_program
 
 
@@ -80,11 +80,14 @@ async def _round_trip(url: str) -> None:
     async def quiet(error: Exception) -> None:
         """Refused connections are the caller's news: they come as the exception of connect."""
 
-    client = await nats.connect(url, connect_timeout=2, allow_reconnect=False, error_cb=quiet)
+    client = await nats.connect(
+        url, connect_timeout=2, allow_reconnect=False, max_reconnect_attempts=0, reconnect_time_wait=0, error_cb=quiet
+    )
     try:
         stream = client.jetstream(timeout=2)
-        await stream.add_stream(name="unistream-probe", subjects=["unistream.probe"])
-        await stream.publish("unistream.probe", b"probe")
-        await stream.delete_stream("unistream-probe")
+        name = probe_name()
+        await stream.add_stream(name=name, subjects=[name])
+        await stream.publish(name, b"probe")
+        await stream.delete_stream(name)
     finally:
         await client.close()

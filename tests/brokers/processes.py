@@ -47,7 +47,9 @@ class Process:
         fields = _stat(self.pid)
         if not fields or int(fields[19]) != self.birth or fields[0] in "ZX":
             return "dead"
-        return "paused" if fields[0] == "T" else "running"
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        threads = [stat.read_text().rpartition(")")[2].split()[0] for stat in tasks]
+        return "paused" if all(state == "T" for state in threads) else "running"
 
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal to this very process; False when it is dead."""

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.brokers.broker import Broker, BrokerError, Command, Image
+from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
 from tests.brokers.install import apt_install
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -58,10 +58,11 @@ class Redis(Broker):
         retry = Retry(NoBackoff(), 0)
         with redis.Redis(place.hostname or "", place.port or 6379, socket_timeout=2, retry=retry) as client:
             client.ping()
-            added = client.xadd("unistream-probe", {"probe": "1"}, maxlen=1)
-            if [entry for entry, _ in client.xrange("unistream-probe")] != [added]:
+            name = probe_name()
+            added = client.xadd(name, {"probe": "1"})
+            if [entry for entry, _ in client.xrange(name)] != [added]:
                 raise redis.RedisError("the probe's entry is not there")
-            client.delete("unistream-probe")
+            client.delete(name)
 
     def _options(self) -> list[str]:
         return [word for name, value in self.settings.items() for word in (f"--{name}", value)]

@@ -125,13 +125,15 @@ class LocalServer:
         self.start()
 
     def pause(self) -> None:
-        """Freeze it: connections stay open, nothing answers."""
+        """Freeze it: connections stay open, nothing answers. On return every thread of it stands still."""
         self._signal(signal.SIGSTOP)
+        while self.state == "running":  # a thread in a system call stops only at its end; no event tells
+            time.sleep(0.001)
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
-        if self.state == "paused":
-            self._signal(signal.SIGCONT)
+        """Let a frozen server go on; nothing happens when it isn't frozen."""
+        if self._processes:
+            self._main().signal(signal.SIGCONT)
 
     def _main(self) -> Process:
         if not self._processes:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.kafka_server import Kafka
 from tests.brokers.nats_server import Nats
+from tests.brokers.rabbitmq_server import RabbitMQ
 from tests.brokers.redis_server import EVICTING, VOLATILE, Redis
 from tests.brokers.server import LocalServer
 
@@ -16,6 +18,8 @@ _ROWS: list[Broker] = [
     Redis("redis8", version="8.2"),
     Redis("redis-volatile", VOLATILE),
     Redis("redis-evicting", EVICTING),
+    Kafka("kafka"),
+    RabbitMQ("rabbitmq"),
     Nats("nats"),
     Nats("nats-old", version="2.9"),
     Nats("nats-sync", settings=["sync_interval: always"]),
