@@ -1,4 +1,4 @@
-"""Knows how long to wait before the next try, and how often to try; has no clock and draws no random numbers."""
+"""Knows how long to wait before the next try and how often to try; has no clock, draws no random numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from unistream.errors import ConfigError
 __all__ = ["RECONNECT", "Backoff", "Retry"]
 
 
+# Defined first: the default of Retry.backoff is made, and so checked, while this module is read.
+def _check(name: str, value: float, *, at_least: float, at_most: float = sys.float_info.max) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not at_least <= value <= at_most:  # false for nan and the infinities too
+        wanted = f"of {at_least:g} or more" if at_most == sys.float_info.max else f"from {at_least:g} to {at_most:g}"
+        raise ConfigError(f"{name} is {value!r}; give a number {wanted}")
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Waiting times that grow from `first` by `factor` per attempt up to `max`, each spread by `jitter`.
@@ -18,8 +26,8 @@ class Backoff:
         first: Seconds to wait after the first attempt, 0 or more. 0 means never to wait.
         factor: Growth per attempt, 1 or more.
         max: Seconds that no wait exceeds, jitter included; at least `first`.
-        jitter: Part of the wait, 0 to 1, by which it is spread to either side, so that many members that failed
-            at once do not come back at once.
+        jitter: Part of the wait, 0 to 1, by which it is spread to either side, so that many members that
+            failed at once do not come back at once.
 
     Raises:
         ConfigError: A value is out of range.
@@ -38,7 +46,7 @@ class Backoff:
         _check("Backoff.jitter", self.jitter, at_least=0.0, at_most=1.0)
         if self.max < self.first:
             raise ConfigError(
-                f"Backoff.max is {self.max:g} s, less than Backoff.first, {self.first:g} s; raise max or lower first"
+                f"Backoff.max, {self.max:g} s, is less than Backoff.first, {self.first:g} s; raise max or lower first"
             )
 
     def delay(self, attempt: int, random: float) -> float:
@@ -71,8 +79,8 @@ class Retry:
     """The redelivery policy of a group's member: how often a message is lent, and how long apart.
 
     Attributes:
-        max_attempts: Lendings of one message before it is dead-lettered, 1 or more; `None` for no end. With a
-            number the group needs a `dead_letter` topic, or `unistream.DROP` to say that losing them is meant.
+        max_attempts: Lendings of one message before it is dead-lettered, 1 or more; `None` for no end. With
+            a number the group needs a `dead_letter` topic, or `unistream.DROP` where losing them is meant.
         backoff: How long a nacked delivery rests when the nack names no delay.
 
     Raises:
@@ -85,33 +93,18 @@ class Retry:
     def __post_init__(self) -> None:
         """Check the ranges."""
         attempts = self.max_attempts
-        if attempts is not None and (
-            not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1
-        ):
+        if attempts is not None and (not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1):
             raise ConfigError(
-                f"Retry.max_attempts is {attempts!r}; give a whole number of 1 or more, or None to redeliver for ever"
+                f"Retry.max_attempts is {attempts!r}; give a whole number of 1 or more, or None for no end"
             )
         if not isinstance(self.backoff, Backoff):
-            raise ConfigError(
-                f"Retry.backoff is {self.backoff!r}; give a Backoff, for example Backoff(first=0.5)"
-            )
+            raise ConfigError(f"Retry.backoff is {self.backoff!r}; give a Backoff, for example Backoff(first=0.5)")
 
     def exhausted(self, attempt: int) -> bool:
         """Return True if `attempt` (1 first) was the last one that the policy grants (DEL-4)."""
         return self.max_attempts is not None and attempt >= self.max_attempts
 
 
-def _check(name: str, value: float, *, at_least: float, at_most: float = sys.float_info.max) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not at_least <= value <= at_most:  # false for nan and the infinities too
-        wanted = (
-            f"of {at_least:g} or more"
-            if at_most == sys.float_info.max
-            else f"from {at_least:g} to {at_most:g}"
-        )
-        raise ConfigError(f"{name} is {value!r}; give a number {wanted}")
-
-
-# How the library comes back to a broker that it lost (END-3): first try after about 0.1 s, then ever slower, half
-# of the wait being chance, because all members of all groups lose the broker in the same instant.
+# How the library comes back to a broker that it lost (END-3): after about 0.1 s, then ever slower. Spread
+# widely, because all members of all groups lose a broker in the same instant.
 RECONNECT = Backoff(first=0.1, factor=2.0, max=5.0, jitter=0.5)

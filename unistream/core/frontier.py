@@ -1,8 +1,9 @@
 """Knows which offsets of one partition are settled, where its broker keeps nothing but one cumulative cursor.
 
-Kafka stores one number per group and partition. Deliveries are settled in any order, so the number that may be
-stored is the frontier: everything below it is settled. What is settled beyond it would be delivered again after a
-crash; therefore it travels with the number, as text in the offset commit's metadata. Knows no client and no time.
+Kafka stores one number per group and partition. Deliveries are settled in any order, so the number that
+may be stored is the frontier: everything below it is settled. What is settled beyond it would be delivered
+again after a crash; therefore it travels with the number, as text in the offset commit's metadata. Knows
+no client and no time.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import zlib
 from base64 import b85decode, b85encode
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from unistream.errors import ContractError
 
 __all__ = ["Frontier"]
 
-# Kafka refuses a commit whose metadata is longer than the broker's offset.metadata.max.bytes, 4096 by default.
+# Kafka refuses a commit whose metadata is longer than the broker's offset.metadata.max.bytes (default 4096).
 _METADATA_BYTES = 4096
 _TAG = "unistream-1:"  # the number is the format's version
-# Metadata comes from the broker, where anybody may have written it: a bound on what inflating it may cost.
-_INFLATED_BYTES = 1 << 20
+# Anybody may have written what the broker hands back as metadata: these bound what reading it may cost.
+_MOST_RUNS = 1 << 14
+_INFLATED_BYTES = 10 + 20 * _MOST_RUNS  # a number of 64 bits takes 10 bytes; one for the cursor, two per run
 
 _SETTLED = 0  # state of a run; 1 + n: not settled, lent n times
 _Run = tuple[int, int, int]  # first offset, offset after the last, state
@@ -30,11 +33,11 @@ class Frontier:
     """The settled offsets of one partition for one group, as one member sees them.
 
     Call `register` for every message that the broker hands over, in order. Offsets that it skips (transaction
-    markers, aborted or compacted messages) never come and count as settled; a frontier that waited for them would
-    stand still for ever. Then `lend` and `settle` in any order, and store `frontier` with `encode_beyond()`.
+    markers, aborted or compacted messages) never come and count as settled; a frontier that waited for them
+    would stand still for ever. Then `lend` and `settle` in any order, and store `frontier` together with
+    `encode_beyond()`.
 
-    Per message in order 0.3 µs for register, lend and settle together (CPython 3.11); any call is O(1) amortised
-    but `beyond` and `encode_beyond`, which are linear in what is registered from the frontier on.
+    Every call takes constant time, amortised, but `beyond` and `encode_beyond`: those are linear in `span`.
 
     For a partition taken over use `restore`; for a seek make a new one.
     """
@@ -45,20 +48,19 @@ class Frontier:
         """Begin with everything below `start` settled and nothing known of the rest."""
         self._next = start  # everything below is registered, or never comes
         self._lendings: dict[int, int] = {}  # unsettled offset -> times lent; in rising order, as registered
-        self._order: deque[int] = (
-            deque()
-        )  # registered offsets; those settled at its head are dropped on reading
+        self._order: deque[int] = deque()  # registered offsets; those settled at its head are dropped on reading
         self._restored: deque[_Run] = deque()  # what an earlier owner knew of offsets that are still to come
 
     @classmethod
-    def restore(cls, start: int, metadata: str) -> Frontier:
+    def restore(cls, start: int, metadata: str | None) -> Frontier:
         """Return the frontier of a partition whose stored cursor is `start`, with its stored `metadata`.
 
-        Metadata that another program or a newer version wrote, that is damaged, or that belongs to another cursor
-        (someone moved it) is ignored: messages are then delivered again, and none is taken for settled.
+        Metadata that another program or a newer version wrote, that is damaged, or that belongs to another
+        cursor (someone moved it) is ignored: messages are then delivered again, and none is taken for settled.
+        What it says of an offset counts from the moment that offset is registered.
         """
         frontier = cls(start)
-        frontier._restored.extend(_decode(start, metadata))
+        frontier._restored.extend(_decode(start, metadata or ""))
         return frontier
 
     @property
@@ -85,19 +87,19 @@ class Frontier:
 
     @property
     def span(self) -> int:
-        """Offsets from the frontier to the newest registered one: what a crash could deliver again; bound it."""
+        """Offsets from the frontier to the newest one: a bound on what a crash delivers again; bound it."""
         return self._next - self.frontier
 
     def register(self, offset: int) -> bool:
-        """Take note of a message that the broker handed over; return False if it was settled by an earlier owner.
+        """Take note of a message that the broker handed over; return False if an earlier owner settled it.
 
         Raises:
             ContractError: `offset` is not above all that were registered before.
         """
         if offset < self._next:
             raise ContractError(
-                f"frontier: offset {offset} registered after {self._next - 1}; offsets must rise, after a seek make "
-                "a new Frontier"
+                f"frontier: offset {offset} registered after {self._next - 1}; register offsets in rising order, "
+                "and make a new Frontier after a seek"
             )
         self._next = offset + 1
         lent = 0
@@ -111,7 +113,7 @@ class Frontier:
         return True
 
     def skip_to(self, offset: int) -> None:
-        """Count all offsets below `offset` that are not registered as settled: the broker's cursor is past them.
+        """Count as settled what is below `offset` and was not registered: the broker is past it.
 
         Without this, markers after the last message would show as lag until the next message comes.
         """
@@ -126,6 +128,14 @@ class Frontier:
         attempt = self._lendings[offset] + 1
         self._lendings[offset] = attempt
         return attempt
+
+    def give_back(self, offset: int) -> None:
+        """Undo the last `lend` of an unsettled `offset`: it was given back without spending an attempt.
+
+        Raises:
+            KeyError: `offset` is settled or was never registered.
+        """
+        self._lendings[offset] = max(0, self._lendings[offset] - 1)
 
     def settle(self, offset: int) -> bool:
         """Mark `offset` as settled; return False, and change nothing, if it was not unsettled."""
@@ -143,11 +153,12 @@ class Frontier:
         """Return what is known of offsets past the frontier, as ASCII of at most `max_bytes`, for `restore`.
 
         It holds the settled offsets and how often unsettled ones were lent. If it does not fit, the farthest
-        offsets are left out: they would be delivered again after a crash, and counted from attempt 1. Empty if
-        there is nothing to tell. Store it in the same commit as `frontier`, read in the same breath.
+        offsets are left out: they would be delivered again after a crash, and counted from attempt 1. Empty
+        if there is nothing to tell. Store it in one commit with `frontier`, and change nothing between
+        reading the two.
         """
         start = self.frontier
-        runs = list(self._runs())
+        runs = list(islice(self._runs(), _MOST_RUNS))
         while runs and runs[-1][2] == 1:  # registered only: the same as unknown
             runs.pop()
         while runs:

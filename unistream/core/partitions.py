@@ -1,7 +1,7 @@
 """Knows which partition a key belongs to, and whose turn it is among messages of one key.
 
-Knows nothing of brokers, members or time. The hash is Kafka's default partitioner's, so that a topic keeps its
-partitions when it moves between backends, and foreign Kafka producers agree with this library (ORD-3).
+Knows nothing of brokers, members or time. The hash is Kafka's default partitioner's, so that a topic keeps
+its partitions when it moves between backends, and foreign Kafka producers agree with this library (ORD-3).
 """
 
 from __future__ import annotations
@@ -65,13 +65,12 @@ def _partition_of_short(key: bytes, partitions: int) -> int:
 
 
 class KeyTurns(Generic[T]):
-    """Turn-taking within one partition: of each key one item at a time is out, the rest wait in order (ORD-2).
+    """Turn-taking within one partition: one item per key is out at a time, the rest wait in order (ORD-2).
 
-    For an adapter whose broker orders whole partitions while its members work on several keys at once. Offer every
-    item in the order of the partition; whoever gets the turn keeps it through nacks, delays and lost leases,
-    until `done` hands it on. A nacked item thus needs no call: it is lent again, and its key waits for it.
-
-    Keep one `KeyTurns` per partition: a lost partition, or a seek in it, is then a matter of dropping the object.
+    For an adapter whose broker orders whole partitions while its members work on several keys at once. Offer
+    every item in the order of the partition; the one that gets the turn of its key keeps it through nacks,
+    delays and lost leases, until `done` hands it on. So a nack needs no call: the item is lent again when its
+    time has come, and its key waits for it.
 
         if turns.offer(message.key, message):
             lend(message)
@@ -80,8 +79,10 @@ class KeyTurns(Generic[T]):
         if following is not None:
             lend(following)
 
-    Items are never `None`. An item without a key (`None`) never waits and holds no turn. Memory: one dict entry
-    per key that is out, one reference per waiting item; `waiting` is the caller's number to bound.
+    Keep one `KeyTurns` per partition: when the partition is lost, or sought in, drop the object.
+
+    Items are never `None`. An item without a key (`None`) never waits and takes no turn. Memory: one dict
+    entry per key that is out, one reference per waiting item; bounding `waiting` is the caller's part.
     """
 
     __slots__ = ("_behind", "_waiting")
