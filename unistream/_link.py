@@ -1,0 +1,65 @@
+"""Whether one side of a client reaches its broker: waiting times, events and log lines of reconnecting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from unistream.core.backoff import RECONNECT
+from unistream.driver.types import Connected, Disconnected, Event
+
+__all__ = ["Link"]
+
+
+class Link:
+    """
+    The state of one producer's or consumer's way to the broker.
+
+    One log line when it goes down and one when it is back, whatever the number of tries between (END-3).
+
+    Args:
+        what: Names it in events, log lines and `Client.health()`, for example `"producer orders"`.
+        emit: Takes the events.
+        logger: Takes the log lines.
+    """
+
+    def __init__(self, what: str, emit: Callable[[Event], None], logger: logging.Logger) -> None:
+        self.what = what
+        self.error: Exception | None = None
+        self._emit = emit
+        self._log = logger
+        self._tries = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the last call reached the broker."""
+        return self.error is None
+
+    def down(self, error: Exception) -> float:
+        """A call failed to reach the broker; returns the seconds to wait before the next one."""
+        self._tries += 1
+        if self.error is None:
+            self._log.warning("%s: connection lost, reconnecting: %s", self.what, error)
+            self._emit(Disconnected(self.what, str(error)))
+        self.error = error
+        return RECONNECT.delay(self._tries, random.random())
+
+    def up(self) -> None:
+        """A call reached the broker."""
+        if self.error is not None:
+            self._log.warning("%s: connected again after %d tries", self.what, self._tries)
+            self._emit(Connected(self.what))
+            self.error = None
+        self._tries = 0
+
+    def fail(self, error: Exception) -> None:
+        """It will not come back by itself: the topic or group is gone, or access was refused."""
+        if self.error is None or type(self.error) is not type(error):
+            self._log.error("%s: %s", self.what, error)
+        self.error = error
+
+    async def wait(self, error: Exception) -> None:
+        """Note that the broker was not reached, and wait the backoff."""
+        await asyncio.sleep(self.down(error))

@@ -1,0 +1,359 @@
+"""The publishing side as applications see it: checks a message, gives it a partition, and hands it to the outbox.
+
+Knows no broker. One event loop touches a producer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from unistream._link import Link
+from unistream._outbox import Confirmation, Outbox, ProducerStats, WhenFull, receipt, size_of
+from unistream.core.partitions import partition_for
+from unistream.core.window import Window
+from unistream.driver.contract import ProducerDriver
+from unistream.driver.envelope import RESERVED_PREFIX
+from unistream.driver.types import RawMessage
+from unistream.errors import (
+    ClosedError,
+    ConfigError,
+    TimedOutError,
+    TooLargeError,
+    UnistreamError,
+)
+from unistream.message import HeadersLike, Message, Receipt, header_pairs, new_id
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from unistream._client import Client
+
+__all__ = ["Confirmation", "Producer", "ProducerStats", "WhenFull"]
+
+DEFAULT_TIMEOUT = 30.0
+
+_log = logging.getLogger("unistream.producer")
+
+
+class Producer:
+    """
+    Publishes to one topic. An async context manager; leaving it flushes. Made by `Client.producer`.
+
+    Attributes:
+        topic: Name of the topic.
+        stats: What became of every message.
+    """
+
+    def __init__(self, client: Client, topic: str, window: Window, when_full: WhenFull) -> None:
+        self.topic = topic
+        self.stats = ProducerStats()
+        self._client = client
+        self._window = window
+        self._when_full: WhenFull = when_full
+        self._driver: ProducerDriver | None = None
+        self._outbox: Outbox | None = None
+        self._entered = False
+        self._partitions = 1
+        self._turn = -1
+        self._largest = 0.0
+
+    async def __aenter__(self) -> Producer:
+        driver = self._client._use()
+        if self._entered:
+            raise ClosedError(f"the producer of {self.topic!r} was entered before; make another", topic=self.topic)
+        self._entered = True
+        spec = await driver.topic(self.topic)
+        self._driver = await driver.producer(spec)
+        self._partitions = spec.partitions
+        self._largest = driver.capabilities.max_message_bytes.limit
+        link = Link(f"producer {self.topic}", self._client._emit, _log)
+        self._outbox = Outbox(
+            self.topic,
+            self._driver,
+            self._client._loop,
+            self._window,
+            self._when_full,
+            link,
+            dedupes=bool(driver.capabilities.dedupe),
+            stats=self.stats,
+        )
+        self._client._parts[self] = link
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.close()
+        except ExceptionGroup as failures:
+            if error is None:
+                raise
+            _log.warning("%s (the block was left by %r)", failures, error)
+
+    async def publish(
+        self,
+        value: bytes,
+        *,
+        key: bytes | str | None = None,
+        headers: HeadersLike | None = None,
+        id: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Receipt:
+        """
+        Publish one message and wait until the broker has confirmed it.
+
+        Args:
+            value: The body.
+            key: Chooses the partition and the order; `str` is encoded as UTF-8.
+            headers: A mapping or pairs; names that begin with `unistream-` are reserved.
+            id: Identity, at most 128 ASCII characters; a UUIDv7 text unless given.
+            timeout: Seconds for everything: room in the window, reconnecting, the confirm.
+
+        Raises:
+            NotPublishedError: Surely not stored (`stored="no"`): WindowFullError, TooLargeError, DroppedError, …
+            PublishUnknownError: Perhaps stored (`stored="unknown"`).
+            TopicMissingError, AccessError, ConfigError, ClosedError: With `stored="no"`.
+
+        Cancellation: The message counts as dropped while it was still waiting, else as unknown; it is not sent
+            again, and no other receipt shifts.
+        """
+        outbox = self._here()
+        raw, size = self._raw(value, key, headers, id)
+        stats = self.stats
+        if outbox.clear and outbox.fits(size):
+            answer = outbox.now((raw,), timeout)
+            if isinstance(answer, list):
+                outcome = receipt(raw, answer[0])
+                if isinstance(outcome, Receipt):
+                    stats.confirmed += 1
+                    return outcome
+                stats.count(outcome)
+                raise outcome
+            [confirmation] = outbox.track((raw,), timeout, answer)
+        else:
+            confirmation = await outbox.put(raw, size, outbox.loop.time() + timeout)
+        try:
+            return await confirmation.result()
+        except asyncio.CancelledError:
+            outbox.withdraw(confirmation)
+            raise
+
+    async def submit(
+        self,
+        value: bytes,
+        *,
+        key: bytes | str | None = None,
+        headers: HeadersLike | None = None,
+        id: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Confirmation:
+        """
+        Publish one message, waiting for room in the window only.
+
+        Arguments and errors are those of `publish`; what happens once there was room is told by the Confirmation. A
+        failure that nobody looks at there is raised by `flush` and on leaving the producer.
+
+        Cancellation: The message is not handed over.
+        """
+        outbox = self._here()
+        raw, size = self._raw(value, key, headers, id)
+        confirmation = await outbox.put(raw, size, outbox.loop.time() + timeout)
+        if confirmation.failed:
+            outbox.unseen[confirmation] = None
+        return confirmation
+
+    async def publish_many(
+        self, messages: Iterable[Message | bytes], *, timeout: float = DEFAULT_TIMEOUT
+    ) -> list[Receipt | UnistreamError]:
+        """
+        Publish messages in order and wait for all of them.
+
+        Args:
+            messages: `Message` objects, or bare bodies; read only as fast as there is room.
+            timeout: Seconds for each message, as in `publish`.
+
+        Returns:
+            One outcome per message, in order: its Receipt, or the error that `publish` would have raised.
+
+        Cancellation: Messages not yet handed over are dropped; those that were are unknown.
+        """
+        outbox = self._here()
+        outcomes: list[Receipt | UnistreamError | Confirmation] = []
+        try:
+            # While the driver answers at once, whole batches go straight through.
+            batch: list[RawMessage] = []
+            most = min(self._window.limit, self._driver.batch_messages if self._driver else 1)
+            for message in messages:
+                try:
+                    if isinstance(message, Message):
+                        raw, size = self._raw(message.value, message.key, message.headers, message.id)
+                    else:
+                        raw, size = self._raw(message, None, None, None)
+                    if outbox.at_once and outbox.clear:
+                        batch.append(raw)
+                        if len(batch) == most:
+                            self._pass(outbox, batch, timeout, outcomes)
+                        continue
+                    outcomes.append(await outbox.put(raw, size, outbox.loop.time() + timeout))
+                except UnistreamError as error:
+                    self._pass(outbox, batch, timeout, outcomes)
+                    outcomes.append(error)
+            self._pass(outbox, batch, timeout, outcomes)
+            return [await _outcome(outcome) if isinstance(outcome, Confirmation) else outcome for outcome in outcomes]
+        except asyncio.CancelledError:
+            for outcome in outcomes:
+                if isinstance(outcome, Confirmation):
+                    outbox.withdraw(outcome)
+            raise
+
+    def _pass(
+        self,
+        outbox: Outbox,
+        batch: list[RawMessage],
+        timeout: float,
+        outcomes: list[Receipt | UnistreamError | Confirmation],
+    ) -> None:
+        """Hand a whole batch to a driver that answers at once, and empty it."""
+        if not batch:
+            return
+        raws = batch[:]
+        batch.clear()
+        answer = outbox.now(raws, timeout)
+        if not isinstance(answer, list):
+            outcomes.extend(outbox.track(raws, timeout, answer))
+            return
+        stats = self.stats
+        for raw, one in zip(raws, answer, strict=True):
+            outcome = receipt(raw, one)
+            if isinstance(outcome, Receipt):
+                stats.confirmed += 1
+            else:
+                stats.count(outcome)
+            outcomes.append(outcome)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """
+        Wait until every message published so far is decided.
+
+        Raises:
+            TimedOutError: Some are not after `timeout` seconds; they go on.
+            ExceptionGroup: Of the failures of submitted messages that nobody has looked at.
+        """
+        outbox = self._here()
+        try:
+            async with asyncio.timeout(timeout):
+                await outbox.emptied()
+        except TimeoutError as error:
+            raise TimedOutError(
+                f"{self.stats.in_flight} messages to {self.topic!r} are undecided after {timeout} s", topic=self.topic
+            ) from error
+        self._raise_unseen(outbox)
+
+    async def close(self) -> None:
+        """
+        Take no new messages, flush, and release the driver's side. Idempotent.
+
+        Raises:
+            ExceptionGroup: As `flush`.
+
+        Cancellation: What is undecided is given up: unknown, or dropped if it was never handed over.
+        """
+        outbox, self._outbox = self._outbox, None
+        if outbox is None:
+            return
+        try:
+            await outbox.emptied()
+        finally:
+            outbox.stop()
+            self._client._parts.pop(self, None)
+            if self._driver is not None:
+                await self._driver.close()
+        self._raise_unseen(outbox)
+
+    def _raise_unseen(self, outbox: Outbox) -> None:
+        failures = outbox.take_unseen()
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} messages to {self.topic!r} were not confirmed", failures)
+
+    def _here(self) -> Outbox:
+        outbox = self._outbox
+        if outbox is None:
+            closed = ClosedError(
+                f"the producer of {self.topic!r} is closed, or was never entered: use `async with`",
+                topic=self.topic,
+            )
+            closed.stored = "no"
+            raise closed
+        if asyncio._get_running_loop() is not outbox.loop:
+            self._client._wrong_loop()
+        return outbox
+
+    def _raw(
+        self, value: bytes, key: bytes | str | None, headers: HeadersLike | None, id: str | None
+    ) -> tuple[RawMessage, int]:
+        """The message as it crosses the driver line, and its size; counts it as published."""
+        self.stats.published += 1
+        try:
+            if type(value) is not bytes:
+                value = _bytes(value, "value")
+            size = len(value)
+            if key is not None:
+                key = key.encode() if isinstance(key, str) else _bytes(key, "key")
+                size += len(key)
+            pairs = header_pairs(headers) if headers else ()
+            for name, content in pairs:
+                if name.lower().startswith(RESERVED_PREFIX):
+                    raise ConfigError(f"header {name!r}: names that begin with {RESERVED_PREFIX!r} are reserved")
+                size += len(name) + len(content)
+            if size > self._largest:
+                raise self._too_large(size)
+            if not id:
+                id = new_id()
+            elif len(id) > 128 or not id.isascii() or not id.isprintable():
+                raise ConfigError(f"id {id!r}: give at most 128 printable ASCII characters")
+        except (TypeError, UnistreamError) as error:
+            self.stats.failed += 1
+            refused = error if isinstance(error, UnistreamError) else ConfigError(str(error))
+            refused.stored = "no"
+            refused.topic = self.topic
+            if refused is error:
+                raise
+            raise refused from error
+        return RawMessage(id, value, key, pairs, self._partition(key) if self._partitions > 1 else 0), size
+
+    def _too_large(self, size: int) -> TooLargeError:
+        return TooLargeError(
+            f"a message of {size} bytes (value, key and headers) to {self.topic!r}: {self._client.capabilities.product} "
+            f"takes {self._largest:.0f}; store the body elsewhere and publish a reference to it, or raise the limit"
+        )
+
+    def _partition(self, key: bytes | None) -> int:
+        if key is not None:
+            return partition_for(key, self._partitions)
+        self._turn = (self._turn + 1) % self._partitions
+        return self._turn
+
+    async def _publish_raw(self, raw: RawMessage, timeout: float) -> None:
+        """Publish a message made by the library itself, reserved headers included, and wait for the confirm."""
+        outbox = self._here()
+        self.stats.published += 1
+        raw = raw._replace(partition=self._partition(raw.key))
+        confirmation = await outbox.put(raw, size_of(raw), outbox.loop.time() + timeout)
+        await confirmation.result()
+
+
+async def _outcome(confirmation: Confirmation) -> Receipt | UnistreamError:
+    try:
+        return await confirmation.result()
+    except UnistreamError as error:
+        return error
+
+
+def _bytes(value: object, what: str) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = "; encode it, for example with .encode()" if isinstance(value, str) else ""
+    raise TypeError(f"{what} is {type(value).__name__}, not bytes{hint}")

@@ -1,0 +1,257 @@
+"""What a consumer tells the broker about its loans: settles, coalesced, and renewals, in time.
+
+Knows the driver contract and the leases; decides nothing about deliveries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from unistream._link import Link
+from unistream.core.leases import Lease, Leases
+from unistream.driver.contract import ConsumerDriver
+from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
+from unistream.errors import BrokerUnavailableError, LeaseLostError, SettleError, UnistreamError
+
+if TYPE_CHECKING:
+    from unistream._consumer import Consumer
+    from unistream._delivery import Delivery
+
+__all__ = ["Settler"]
+
+BATCH = 1000
+LEAVE_SECONDS = 5.0
+"""How long a consumer that leaves tries to give back what it holds while the broker is out of reach."""
+
+
+class _Entry(NamedTuple):
+    """A settle that waits to be sent: beyond `deadline` its lease has ended and sending it is idle."""
+
+    settlement: Settlement
+    deadline: float
+    delivery: Delivery | None
+    done: asyncio.Future[SettleError | None] | None
+
+
+class Settler:
+    """
+    Sends settles in batches, one at a time: what comes while one is under way forms the next.
+
+    A batch whose outcome is unknown is sent again while the leases last: a repetition is harmless (fencing).
+    """
+
+    def __init__(self, consumer: Consumer, driver: ConsumerDriver, leases: Leases, link: Link) -> None:
+        self._consumer = consumer
+        self._driver = driver
+        self._leases = leases
+        self._link = link
+        self._loop = consumer._loop
+        self._entries: list[_Entry] = []
+        self._scheduled = False
+        self._sending: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._give_up_at = float("inf")
+        self._abandoned = 0
+
+    # Settling
+
+    def put(
+        self, token: Token, verb: Verb, delay: float = 0.0, *, delivery: Delivery | None = None, wait: bool = False
+    ) -> asyncio.Future[SettleError | None] | None:
+        """
+        Take a settle of a loan that is still held.
+
+        Args:
+            token: The loan.
+            verb: How it ends.
+            delay: Seconds, for a nack.
+            delivery: To be told of a refusal that comes after its ack returned.
+            wait: Return a future of the outcome.
+        """
+        done: asyncio.Future[SettleError | None] | None = self._loop.create_future() if wait else None
+        lease = self._consumer._held.get(token)
+        deadline = lease.deadline if lease is not None else self._loop.time()
+        self._entries.append(_Entry(Settlement(token, verb, delay), deadline, delivery, done))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
+        return done
+
+    def _tick(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what has been taken, unless a batch is under way: then it follows."""
+        while self._entries and self._sending is None:
+            batch, self._entries = self._entries[:BATCH], self._entries[BATCH:]
+            answer = self._driver.settle([entry.settlement for entry in batch])
+            if isinstance(answer, list):
+                self._conclude(batch, answer)
+            else:
+                self._sending = self._loop.create_task(self._send(batch, answer))
+                self._sending.add_done_callback(self._sent)
+
+    async def _send(self, batch: list[_Entry], answer: Awaitable[list[SettleOutcome]]) -> None:
+        while True:
+            try:
+                outcomes = await answer
+            except BrokerUnavailableError as error:
+                await self._link.wait(error)
+                now = self._loop.time()
+                late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
+                self._conclude(late, [self._never(error)] * len(late))
+                batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
+                if not batch:
+                    return
+                answer = self._again(batch)
+            except UnistreamError as error:
+                refused = error if isinstance(error, SettleError) else self._never(error)
+                self._conclude(batch, [refused] * len(batch))
+                return
+            else:
+                self._link.up()
+                self._conclude(batch, outcomes)
+                return
+
+    async def _again(self, batch: Sequence[_Entry]) -> list[SettleOutcome]:
+        answer = self._driver.settle([entry.settlement for entry in batch])
+        return answer if isinstance(answer, list) else await answer
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending = None
+        if not task.cancelled():
+            task.result()
+        self.flush()
+
+    def _never(self, error: UnistreamError) -> LeaseLostError:
+        lost = LeaseLostError(
+            f"{self._consumer._name}: a settle did not reach the broker before the lease ended ({error}); "
+            "the message may come again",
+            topic=self._consumer.topic,
+        )
+        lost.__cause__ = error
+        return lost
+
+    def _conclude(self, batch: Sequence[_Entry], outcomes: Sequence[SettleOutcome]) -> None:
+        for entry, refused in zip(batch, outcomes, strict=True):
+            if entry.done is not None:
+                if not entry.done.done():
+                    entry.done.set_result(refused)
+            elif refused is not None:
+                if entry.delivery is not None:
+                    self._consumer._settle_refused(entry.delivery, refused)
+                elif entry.settlement.verb is Verb.RELEASE:
+                    self._abandoned += 1
+
+    # Renewing
+
+    def watch(self) -> None:
+        """Set the timer for the next renewal or lease end."""
+        at = self._leases.next_at()
+        if self._renewing is not None:
+            # While a renewal is under way only ends matter; its end sets the timer anew.
+            at = max(at, self._loop.time() + self._leases.lease / 12)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at != float("inf"):
+            self._timer = self._loop.call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        expired = self._leases.expired(now)
+        if expired:
+            self._expire(expired)
+        if self._renewing is None:
+            due = self._leases.due(now)
+            if due:
+                self._renewing = self._loop.create_task(self._renew(due, now))
+                self._renewing.add_done_callback(self._renewed)
+        self.watch()
+
+    def _tokens(self, leases: Collection[Lease]) -> list[Token]:
+        return [token for token, lease in self._consumer._held.items() if lease in leases]
+
+    def _expire(self, leases: Sequence[Lease]) -> None:
+        """Leases ended: the deliveries are lost, and brokers that do not end leases are told."""
+        tokens = self._tokens(set(leases))
+        for token in tokens:
+            self.put(token, Verb.EXPIRE)
+        self._consumer._lost(tokens, "their leases ended")
+
+    async def _renew(self, due: dict[Lease, float], now: float) -> None:
+        by_seconds: dict[float, list[Token]] = {}
+        for token, lease in self._consumer._held.items():
+            if lease in due:
+                by_seconds.setdefault(due[lease], []).append(token)
+        try:
+            lost: list[Token] = []
+            for seconds, tokens in by_seconds.items():
+                answer = self._driver.extend(tokens, seconds)
+                outcomes = answer if isinstance(answer, list) else await answer
+                lost += [token for token, refused in zip(tokens, outcomes, strict=True) if refused is not None]
+        except BrokerUnavailableError as error:
+            # The leases stand until their deadlines; the next tick tries again.
+            self._link.down(error)
+            return
+        for lease, seconds in due.items():
+            self._leases.renewed(lease, now, seconds)
+        if lost:
+            self._consumer._lost(lost, "the broker refused to renew their leases")
+
+    def _renewed(self, task: asyncio.Task[None]) -> None:
+        self._renewing = None
+        if not task.cancelled():
+            task.result()
+            self.watch()
+
+    async def extend(self, delivery: Delivery, seconds: float) -> None:
+        """Extend one loan on the application's behalf; see `Delivery.extend`."""
+        now = self._loop.time()
+        token = delivery._raw.token
+        answer = self._driver.extend([token], seconds)
+        [refused] = answer if isinstance(answer, list) else await answer
+        if refused is not None:
+            self._consumer._lost([token], "the broker refused to extend its lease")
+            raise refused
+        old = self._consumer._held.get(token)
+        if old is None:
+            raise LeaseLostError(f"extend of {delivery._name}: its lease has ended", topic=self._consumer.topic)
+        self._replace(token, old, now + seconds, max(old.until, now + seconds), delivery)
+
+    def stop_renewing(self, token: Token) -> None:
+        """Let the lease of a loan run out by itself."""
+        old = self._consumer._held.get(token)
+        if old is not None:
+            self._replace(token, old, old.deadline, old.deadline, None)
+
+    def _replace(self, token: Token, old: Lease, deadline: float, until: float, delivery: Delivery | None) -> None:
+        own = self._leases.split(old, deadline, until)
+        self._consumer._held[token] = own
+        if delivery is not None:
+            delivery._lease = own
+        self.watch()
+
+    # Leaving
+
+    async def close(self) -> int:
+        """Send what is left, for a bounded time; how many loans could not be given back."""
+        self._give_up_at = self._loop.time() + LEAVE_SECONDS
+        self.flush()
+        while self._sending is not None:
+            await asyncio.wait([self._sending])
+            # Its done callback starts the next batch.
+            await asyncio.sleep(0)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+        return self._abandoned
