@@ -326,7 +326,7 @@ class Producer:
 
     def _too_large(self, size: int) -> TooLargeError:
         return TooLargeError(
-            f"a message of {size} bytes (value, key and headers) to {self.topic!r}: {self._client.capabilities.product} "
+            f"a message of {size} bytes (value, key, headers) to {self.topic!r}: {self._client.capabilities.product} "
             f"takes {self._largest:.0f}; store the body elsewhere and publish a reference to it, or raise the limit"
         )
 
