@@ -1,0 +1,129 @@
+-- Shared by every script of this package: it is put in front of each of them.
+
+local PARKED = '~parked'  -- the consumer that holds what is to be lent again; no member can have this name
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function map(flat)
+  local result = {}
+  for i = 1, #flat, 2 do result[flat[i]] = flat[i + 1] end
+  return result
+end
+
+local function id_before(left, right)
+  local left_ms, left_seq = string.match(left, '^(%d+)-(%d+)$')
+  local right_ms, right_seq = string.match(right, '^(%d+)-(%d+)$')
+  if left_ms ~= right_ms then return tonumber(left_ms) < tonumber(right_ms) end
+  return tonumber(left_seq) < tonumber(right_seq)
+end
+
+-- The group at `stream` as XINFO tells it, or nil.
+local function group_info(stream, group)
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local info = map(flat)
+    if info['name'] == group then return info end
+  end
+  return nil
+end
+
+-- Keep an entry for later: the reserved consumer holds it, the sorted set says when it is due.
+-- JUSTID leaves the delivery count alone, RETRYCOUNT sets it.
+local function park(stream, due, group, id, member, at, count)
+  if count then
+    redis.call('XCLAIM', stream, group, PARKED, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+  else
+    redis.call('XCLAIM', stream, group, PARKED, 0, id, 'JUSTID')
+  end
+  redis.call('ZADD', due, at, member)
+end
+
+-- Find what was removed before a group read it, and make the group's counter agree with what is there. Entries that
+-- were removed are the first ones of the stream, so a group that read fewer than were removed has lost the rest.
+-- A group pinned in the middle of a long stream has no counter (entries-read is null) until it reached the end once.
+local function account(stream, lost)
+  local info = map(redis.call('XINFO', 'STREAM', stream))
+  local removed = info['entries-added'] - info['length']
+  if removed == 0 then return end
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local group = map(flat)
+    local read = group['entries-read']
+    if read and read < removed then
+      redis.call('HINCRBY', lost, group['name'], removed - read)
+      redis.call('XGROUP', 'SETID', stream, group['name'], group['last-delivered-id'], 'ENTRIESREAD', removed)
+    end
+  end
+end
+
+-- Remove what a declared retention lets go.
+local function retain(stream, lost, max_age, max_messages, now)
+  local removed = 0
+  if max_age >= 0 then
+    removed = removed + redis.call('XTRIM', stream, 'MINID', '=', string.format('%.0f', math.max(0, now - max_age)))
+  end
+  if max_messages >= 0 then
+    removed = removed + redis.call('XTRIM', stream, 'MAXLEN', '=', max_messages)
+  end
+  if removed > 0 then account(stream, lost) end
+end
+
+-- Remove what every group has settled. Without a group nothing is removed: a later one may start at the earliest.
+-- `acked`: Redis >= 8.2 also removes settled entries behind an unsettled one.
+local function trim_settled(stream, acked)
+  local oldest
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local group = map(flat)
+    local first = group['last-delivered-id']
+    if not acked and group['pending'] > 0 then first = redis.call('XPENDING', stream, group['name'])[2] end
+    if not oldest or id_before(first, oldest) then oldest = first end
+  end
+  if oldest and oldest ~= '0-0' then
+    if acked then
+      redis.call('XTRIM', stream, 'MINID', '~', oldest, 'ACKED')
+    else
+      redis.call('XTRIM', stream, 'MINID', '~', oldest)
+    end
+  end
+end
+
+-- Place a group: `at` is '$', '0', or the id before the first one wanted. Returns the XGROUP arguments that make its
+-- counter right, so that lag is exact; a middle of a long stream would take too long to count.
+local COUNT_AT_MOST = 10000
+
+local function counter(stream, at)
+  local info = map(redis.call('XINFO', 'STREAM', stream))
+  if at == '$' then return { 'ENTRIESREAD', info['entries-added'] } end
+  if at == '0' then return { 'ENTRIESREAD', info['entries-added'] - info['length'] } end
+  if info['length'] > COUNT_AT_MOST then return {} end
+  local behind = #redis.call('XRANGE', stream, '(' .. at, '+')
+  return { 'ENTRIESREAD', info['entries-added'] - behind }
+end
+
+local function place(stream, group, at)
+  redis.call('XGROUP', 'CREATE', stream, group, at, unpack(counter(stream, at)))
+end
+
+-- Entries that a group has not been given yet, and those it holds and that are still there.
+local function backlog(stream, group, info, at_most)
+  local added, length, read = info['entries-added'], info['length'], group['entries-read']
+  local unread
+  if read then
+    unread = math.min(length, added - read)
+  elseif group['lag'] then
+    unread = math.min(length, group['lag'])
+  else
+    unread = #redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', at_most)
+  end
+  local pending = group['pending']
+  if pending > 0 and length < added then
+    local first = info['recorded-first-entry-id']
+    if length == 0 then
+      pending = 0
+    elseif id_before(redis.call('XPENDING', stream, group['name'])[2], first) then
+      pending = pending - #redis.call('XPENDING', stream, group['name'], '-', '(' .. first, pending)
+    end
+  end
+  return unread, pending
+end
