@@ -7,7 +7,7 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -58,7 +58,6 @@ class Setting:
     group: GroupSpec
     topic: TopicSpec
     emit: Callable[[Event], None]
-    closed: Callable[[Any], None]
 
 
 class RedisConsumer(ConsumerDriver):

@@ -21,7 +21,7 @@ from unistream.errors import (
     TopicMissingError,
     UnsupportedError,
 )
-from unistream_redis.consumer import RedisConsumer, Setting, alive_for
+from unistream_redis.consumer import Setting, alive_for
 from unistream_redis.errors import translate
 from unistream_redis.keys import TOPICS, TopicKeys
 from unistream_redis.link import Link, Place
@@ -77,8 +77,6 @@ class RedisDriver(Driver):
             raise ConfigError(f"{target}: one host only; Redis Cluster and Sentinel are not served")
         if target.path and not target.path.isdecimal():
             raise ConfigError(f"{target}: the path is the number of a database, as in redis://host/0")
-        self._producers: set[RedisProducer] = set()
-        self._consumers: set[RedisConsumer] = set()
         self._native: redis.asyncio.Redis | None = None
         self._place: Place
         self._server: Server
@@ -99,10 +97,6 @@ class RedisDriver(Driver):
         """See `Driver.close`."""
         if not hasattr(self, "_link"):
             return
-        for producer in list(self._producers):
-            await producer.close()
-        for consumer in list(self._consumers):
-            await consumer.close()
         self._link.close()
         if self._native is not None:
             client, self._native = self._native, None
@@ -281,10 +275,8 @@ class RedisDriver(Driver):
         """See `Driver.producer`."""
         await self.topic(topic.name)
         link = Link(self._place, f"{self.target} producer of {topic.name}", self.emit)
-        producer = RedisProducer(link, topic, self._server.most_bytes, self._producers.discard)
         await link.wire()
-        self._producers.add(producer)
-        return producer
+        return RedisProducer(link, topic, self._server.most_bytes)
 
     async def consumer(
         self,
@@ -309,11 +301,9 @@ class RedisDriver(Driver):
                 group=group,
                 topic=topic,
                 emit=self.emit,
-                closed=self._consumers.discard,
             )
         )
         await consumer.join()
-        self._consumers.add(consumer)
         return consumer
 
     # Where

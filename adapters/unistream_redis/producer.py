@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -41,15 +41,13 @@ class RedisProducer(ProducerDriver):
         link: The connection; closed with this producer.
         topic: The topic as it stands.
         most_bytes: The largest message.
-        closed: Called once when it is closed.
     """
 
     pipeline = 2
 
-    def __init__(self, link: Link, topic: TopicSpec, most_bytes: int, closed: Callable[[RedisProducer], None]) -> None:
+    def __init__(self, link: Link, topic: TopicSpec, most_bytes: int) -> None:
         self._link = link
         self._topic = topic
-        self._closed = closed
         self._most_bytes = most_bytes
         self._keys = TopicKeys.of(topic)
         self._ordered = self._keys.ordered
@@ -71,7 +69,6 @@ class RedisProducer(ProducerDriver):
     async def close(self) -> None:
         """See `ProducerDriver.close`."""
         self._link.close()
-        self._closed(self)
 
     async def _send(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         payload, wanted = self._packed(batch)

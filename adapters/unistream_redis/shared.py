@@ -78,7 +78,6 @@ class SharedConsumer(RedisConsumer):
         if self._closed:
             return
         self._closed = True
-        self._setting.closed(self)
         if self._beat is not None:
             self._beat.cancel()
         self._wake()
