@@ -53,6 +53,8 @@ class Settler:
         self._sending: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # The contract allows one `extend` at a time.
+        self._extending = asyncio.Lock()
         self._give_up_at = float("inf")
         self._abandoned = 0
 
@@ -194,8 +196,7 @@ class Settler:
         try:
             lost: list[Token] = []
             for seconds, tokens in by_seconds.items():
-                answer = self._driver.extend(tokens, seconds)
-                outcomes = answer if isinstance(answer, list) else await answer
+                outcomes = await self._ask_to_extend(tokens, seconds)
                 lost += [token for token, refused in zip(tokens, outcomes, strict=True) if refused is not None]
         except BrokerUnavailableError as error:
             # The leases stand until their deadlines; the next tick tries again.
@@ -205,6 +206,11 @@ class Settler:
             self._leases.renewed(lease, now, seconds)
         if lost:
             self._consumer._lost(lost, "the broker refused to renew their leases")
+
+    async def _ask_to_extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+        async with self._extending:
+            answer = self._driver.extend(tokens, seconds)
+            return answer if isinstance(answer, list) else await answer
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._renewing = None
@@ -216,8 +222,7 @@ class Settler:
         """Extend one loan on the application's behalf; see `Delivery.extend`."""
         now = self._loop.time()
         token = delivery._raw.token
-        answer = self._driver.extend([token], seconds)
-        [refused] = answer if isinstance(answer, list) else await answer
+        [refused] = await self._ask_to_extend([token], seconds)
         if refused is not None:
             self._consumer._lost([token], "the broker refused to extend its lease")
             raise refused

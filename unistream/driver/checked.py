@@ -122,13 +122,15 @@ class _Producer(ProducerDriver):
 
 
 class _Consumer(ConsumerDriver):
+    _inner: ConsumerDriver
+
     def __init__(self, lost: Callable[[Collection[Token], str], None]) -> None:
         self._tell = lost
         self._lent: set[Token] = set()
         self._ended: set[Token] = set()
         self._receiving = _Calls("receive", 1)
         self._settling = _Calls("settle", 1)
-        self._extending = _Calls("extend", 2)
+        self._extending = _Calls("extend", 1)
         self._closed = False
 
     @classmethod
