@@ -92,6 +92,13 @@ class Confirmation:
         """Whether it is known that the message was not confirmed."""
         return isinstance(self._outcome, UnistreamError)
 
+    def failure(self) -> UnistreamError | None:
+        """Why the message was not confirmed; `None` if it was, or is undecided. Counts as looking at it."""
+        if not isinstance(self._outcome, UnistreamError):
+            return None
+        self._outbox.unseen.pop(self, None)
+        return self._outcome
+
     async def result(self, timeout: float | None = None) -> Receipt:
         """
         Wait for the outcome.

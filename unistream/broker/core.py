@@ -54,13 +54,24 @@ class Broker:
             topic.delete()
         return topic
 
-    def publish(
-        self, topic: Topic, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int
-    ) -> Published:
-        """Store a batch; raises `TopicMissing` if the topic was deleted."""
-        if topic.deleted:
-            raise TopicMissing(f"topic {topic.name!r} was deleted")
-        return topic.publish(entries, ids, now, wall_ms)
+    def publish(self, topic: str, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int) -> Published:
+        """
+        Store a batch, in order; what can't be stored is told of one by one.
+
+        Args:
+            topic: Its name.
+            entries: At least one.
+            ids: What deduplication compares, one per entry.
+            now: Seconds of the broker's clock.
+            wall_ms: Milliseconds since 1970: the time that the messages get.
+
+        Raises:
+            TopicMissing: There is no such topic.
+        """
+        there = self.topics.get(topic)
+        if there is None:
+            raise TopicMissing(f"there is no topic {topic!r}")
+        return there.publish(entries, ids, now, wall_ms)
 
     # Groups.
 

@@ -36,8 +36,7 @@ class Topic:
 
     Attributes:
         groups: By name.
-        losses: Groups that lost messages which nobody was told of yet.
-        deleted: Whether the topic is no more.
+        lossy: Whether a group may lose messages that it has not settled.
     """
 
     def __init__(self, name: str, spec: TopicSpec, limits: Limits, numbers: Iterator[int]) -> None:
@@ -45,7 +44,7 @@ class Topic:
         self.spec = spec
         self.log = Log()
         self.groups: dict[str, Group] = {}
-        self.deleted = False
+        self.lossy = spec.has_retention or (spec.max_backlog is not None and spec.overflow == "drop_oldest")
         self._limits = limits
         self._numbers = numbers
         self._retains = spec.has_retention
@@ -56,15 +55,7 @@ class Topic:
     # Publishing.
 
     def publish(self, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int) -> Published:
-        """
-        Store a batch, in order.
-
-        Args:
-            entries: At least one.
-            ids: What deduplication compares, one per entry.
-            now: Seconds of the broker's clock.
-            wall_ms: Milliseconds since 1970: the time that the messages get.
-        """
+        """Store a batch, in order; see `Broker.publish`."""
         if self.spec.max_age is not None:
             self.trim(now, wall_ms)
         first = self.log.end
@@ -216,7 +207,6 @@ class Topic:
 
     def delete(self) -> None:
         """End every group."""
-        self.deleted = True
         for group in self.groups.values():
             _end(group, TopicMissing, f"topic {self.name!r} was deleted")
         self.groups.clear()

@@ -288,13 +288,13 @@ class Run:
             group.by_msg[event.msg].append(lending)
 
     def _read_settle(self, index: int, event: Event) -> None:
+        lending = self.lendings[event.lending or ""]
+        # A settle carries how long the lease lasted when it was asked for: it may have been renewed since.
+        if event.until is not None and (event.phase == "invoke" or event.op == "extend"):
+            lending.until = max(lending.until or 0, event.until)
         if event.phase != "invoke":
             self._complete(index, event)
-            lending = self.lendings[event.lending or ""]
-            if event.op == "extend" and event.phase == "ok" and event.until is not None:
-                lending.until = max(lending.until or 0, event.until)
             return
-        lending = self.lendings[event.lending or ""]
         calls = lending.extends if event.op == "extend" else lending.settles
         calls.append(self._begin(index, event))
 

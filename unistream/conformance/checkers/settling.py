@@ -10,6 +10,9 @@ from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO
 
+MISUSE = frozenset({"AlreadySettledError", "UnsupportedError", "ConfigError"})
+"""Refusals that say nothing about the lease."""
+
 
 @checker("redelivered-after-settle", "DEL-1", "DEL-3")
 def redelivered_after_settle(run: Run, terms: Terms) -> Iterator[Violation]:
@@ -73,7 +76,7 @@ def settle_refused_in_lease(run: Run, terms: Terms) -> Iterator[Violation]:
     for group in run.groups.values():
         for lending in group.lendings:
             for call in (*lending.settles, *lending.extends):
-                if call.outcome != "fail" or call.error == "AlreadySettledError":
+                if call.outcome != "fail" or call.error in MISUSE:
                     continue
                 if _had_cause_to_refuse(run, terms, lending, call.began, call.done or call.began):
                     continue
