@@ -208,8 +208,19 @@ class Consumer:
         delivery = self._next() or await self._wait(timeout)
         batch: list[Delivery] = []
         while delivery is not None:
-            batch.append(self._hand_out(delivery))
-            delivery = self._next() if len(batch) < max else None
+            batch.append(delivery)
+            if len(batch) == max:
+                break
+            delivery = self._pop() or self._next()
+        frame = sys._getframe(1)
+        code, line = frame.f_code, frame.f_lineno
+        stats = self.stats
+        stats.delivered += len(batch)
+        for delivery in batch:
+            delivery._code = code
+            delivery._line = line
+            if delivery._raw.attempt > 1:
+                stats.redelivered += 1
         return batch
 
     def pause(self) -> Awaitable[None]:
@@ -239,12 +250,14 @@ class Consumer:
         buffer = self._buffer
         while buffer:
             delivery = buffer[0]
-            if self._holds(delivery):
-                size = len(delivery._raw.message.value)
+            raw = delivery._raw
+            # Ends of leases are noticed by the timer here, and by the clock when the delivery is settled.
+            if raw.token in self._held:
+                size = len(raw.message.value)
                 if self._bytes_out and self._bytes_out + size > self._max_bytes:
                     return None
                 self._bytes_out += size
-                self._out[delivery._raw.token] = size
+                self._out[raw.token] = size
                 return buffer.popleft()
             buffer.popleft()
         return None
@@ -407,9 +420,8 @@ class Consumer:
             self._group._client._wrong_loop()
         if not self._holds(delivery):
             return False
-        token = delivery._raw.token
-        self._settler.put(token, Verb.ACK, delivery=delivery)
-        self._let_go(token)
+        self._settler.ack(delivery)
+        self._let_go(delivery._raw.token)
         self.stats.acked += 1
         return True
 

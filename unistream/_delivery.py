@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery"]
 
+_LENT = State.LENT
 _ACKED = TRANSITIONS[State.LENT, Move.ACK]
 
 
@@ -32,16 +33,17 @@ class Delivery:
     As an async context manager it acks on success; on an exception it nacks, and the exception goes on (DEL-10).
     """
 
-    __slots__ = ("__weakref__", "_code", "_consumer", "_lease", "_line", "_raw", "_state")
+    __slots__ = ("_code", "_consumer", "_lease", "_line", "_raw", "_state")
+
+    _line: int
 
     def __init__(self, consumer: Consumer, raw: RawDelivery, lease: Lease) -> None:
         self._consumer = consumer
         self._raw = raw
         self._lease = lease
-        self._state = State.LENT
+        self._state = _LENT
         # Where the application received it, for the warning about one dropped unsettled.
         self._code: CodeType | None = None
-        self._line = 0
 
     # What was published
 
@@ -156,7 +158,7 @@ class Delivery:
         consumer = self._consumer
         if not confirm:
             # The way of nearly every delivery: no table look-up, no future.
-            if self._state is State.LENT and consumer._ack(self):
+            if self._state is _LENT and consumer._ack(self):
                 self._state = _ACKED
                 return
         else:
@@ -243,5 +245,5 @@ class Delivery:
         return f"<Delivery {self.id} of {self.topic}/{self._consumer.group_name} attempt {self.attempt} {self.state}>"
 
     def __del__(self) -> None:
-        if self._state is State.LENT and self._code is not None:
+        if self._state is _LENT and self._code is not None:
             self._consumer._dropped_unsettled(self)

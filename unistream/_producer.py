@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from unistream._link import Link
 from unistream._outbox import Confirmation, Outbox, ProducerStats, WhenFull, receipt, size_of
@@ -16,7 +16,7 @@ from unistream.core.partitions import partition_for
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.envelope import RESERVED_PREFIX
-from unistream.driver.types import RawMessage
+from unistream.driver.types import RawMessage, RawReceipt
 from unistream.errors import (
     ClosedError,
     ConfigError,
@@ -227,12 +227,13 @@ class Producer:
             return
         stats = self.stats
         for raw, one in zip(raws, answer, strict=True):
-            outcome = receipt(raw, one)
-            if isinstance(outcome, Receipt):
+            if type(one) is RawReceipt:
                 stats.confirmed += 1
+                outcomes.append(Receipt(raw.id, *one))
             else:
-                stats.count(outcome)
-            outcomes.append(outcome)
+                outcome = receipt(raw, one)
+                stats.count(cast(UnistreamError, outcome))
+                outcomes.append(outcome)
 
     async def flush(self, timeout: float | None = None) -> None:
         """

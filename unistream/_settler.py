@@ -48,6 +48,8 @@ class Settler:
         self._leases = leases
         self._link = link
         self._loop = consumer._loop
+        # Acks that nobody waits for, which is nearly all of them; and every other settle.
+        self._acks: list[Delivery] = []
         self._entries: list[_Entry] = []
         self._scheduled = False
         self._sending: asyncio.Task[None] | None = None
@@ -60,8 +62,15 @@ class Settler:
 
     # Settling
 
+    def ack(self, delivery: Delivery) -> None:
+        """Take an ack; a refusal comes after it returned."""
+        self._acks.append(delivery)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
+
     def put(
-        self, token: Token, verb: Verb, delay: float = 0.0, *, delivery: Delivery | None = None, wait: bool = False
+        self, token: Token, verb: Verb, delay: float = 0.0, *, wait: bool = False
     ) -> asyncio.Future[SettleError | None] | None:
         """
         Take a settle of a loan that is still held.
@@ -70,13 +79,12 @@ class Settler:
             token: The loan.
             verb: How it ends.
             delay: Seconds, for a nack.
-            delivery: To be told of a refusal that comes after its ack returned.
             wait: Return a future of the outcome.
         """
         done: asyncio.Future[SettleError | None] | None = self._loop.create_future() if wait else None
         lease = self._consumer._held.get(token)
         deadline = lease.deadline if lease is not None else self._loop.time()
-        self._entries.append(_Entry(Settlement(token, verb, delay), deadline, delivery, done))
+        self._entries.append(_Entry(Settlement(token, verb, delay), deadline, None, done))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._tick)
@@ -88,14 +96,19 @@ class Settler:
 
     def flush(self) -> None:
         """Send what has been taken, unless a batch is under way: then it follows."""
-        while self._entries and self._sending is None:
-            batch, self._entries = self._entries[:BATCH], self._entries[BATCH:]
-            answer = self._driver.settle([entry.settlement for entry in batch])
-            if isinstance(answer, list):
-                self._conclude(batch, answer)
-            else:
+        while (self._acks or self._entries) and self._sending is None:
+            acks, self._acks = self._acks[:BATCH], self._acks[BATCH:]
+            settlements = [Settlement(delivery._raw.token, Verb.ACK) for delivery in acks]
+            entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
+            if entries:
+                settlements += [entry.settlement for entry in entries]
+            answer = self._driver.settle(settlements)
+            if not isinstance(answer, list):
+                batch = [*map(_entry, acks, settlements), *entries]
                 self._sending = self._loop.create_task(self._send(batch, answer))
                 self._sending.add_done_callback(self._sent)
+            elif entries or any(answer):
+                self._conclude([*map(_entry, acks, settlements), *entries], answer)
 
     async def _send(self, batch: list[_Entry], answer: Awaitable[list[SettleOutcome]]) -> None:
         while True:
@@ -260,3 +273,8 @@ class Settler:
             self._renewing.cancel()
             await asyncio.wait([self._renewing])
         return self._abandoned
+
+
+def _entry(delivery: Delivery, settlement: Settlement) -> _Entry:
+    """An ack in the form of every other settle, for when it has to be followed up."""
+    return _Entry(settlement, delivery._lease.deadline, delivery, None)

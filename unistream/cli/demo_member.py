@@ -1,8 +1,8 @@
 """One member of the demonstration: handles departures, fails on some, and reports every step.
 
 On a broker with sockets it is a process of its own (`python -m unistream.cli.demo_member`), which prints one JSON
-object per line and can be killed with SIGKILL. On `memory://`, where there is one process, it is an event loop in a thread
-that can be stopped dead.
+object per line and can be killed with SIGKILL. On `memory://`, where there is one process, it is an event loop in a
+thread that can be frozen for good.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class ThreadMember:
         self._report = report
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
+        self._killed = False
         self._thread = threading.Thread(target=self._serve, name=plan.name, daemon=True)
         self._thread.start()
 
@@ -124,16 +125,13 @@ class ThreadMember:
         self._loop.run_forever()
 
     def kill(self) -> None:
-        """Stop its loop dead: no handler goes on, nothing is settled, renewed or given back."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        # Its tasks are never run again; saying so keeps the garbage collector from complaining about them.
-        for task in asyncio.all_tasks(self._loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        """Freeze its loop for good: no handler goes on, nothing is settled, renewed or given back."""
+        self._killed = True
+        self._loop.call_soon_threadsafe(threading.Event().wait)
 
     async def stop(self) -> None:
         """Let it drain and leave."""
-        if self._thread.is_alive():
+        if not self._killed:
             self._loop.call_soon_threadsafe(self._stopping.set)
             await asyncio.to_thread(self._thread.join)
             self._task.result()
