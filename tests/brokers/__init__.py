@@ -6,7 +6,8 @@ From a shell: `python -m tests.brokers up | down | status | env | run -- COMMAND
 """
 
 from tests.brokers.broker import BrokerError
+from tests.brokers.fleet import local
 from tests.brokers.server import Server
-from tests.brokers.table import BROKERS, local
+from tests.brokers.table import BROKERS
 
 __all__ = ["BROKERS", "BrokerError", "Server", "local"]

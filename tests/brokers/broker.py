@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-from uuid import uuid4
 
-
-def probe_name() -> str:
-    """Return a name for what a probe creates; two probes of one server don't meet."""
-    return f"unistream-probe-{uuid4().hex[:8]}"
+PROBES = Path(__file__).with_name("probes.py")
+PROBE_WITHIN = 40.0  # seconds
 
 
 class BrokerError(Exception):
     """A broker can't be had, started or reached; the text says which one, why, and what to do."""
+
+
+class NotReadyError(Exception):
+    """A server doesn't do its work, or not yet."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,6 @@ class Image:
     """The container that stands for a server where a Docker engine answers."""
 
     name: str
-    port: int
     command: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -45,12 +48,12 @@ class Broker(ABC):
     Attributes:
         name: What the command line calls it, for example `redis-volatile`.
         ports: Names of the TCP ports that it listens on; the first is the one clients connect to.
-        not_ready: What `probe` raises while the server isn't there yet.
+        default_port: The port of a URL that names none, and the one inside a container.
     """
 
     name: str
     ports: ClassVar[tuple[str, ...]] = ("client",)
-    not_ready: ClassVar[tuple[type[Exception], ...]]
+    default_port: ClassVar[int]
 
     @property
     def variable(self) -> str:
@@ -73,6 +76,18 @@ class Broker(ABC):
     def url(self, port: int) -> str:
         """Return the URL that unistream is given for this server on 127.0.0.1."""
 
-    @abstractmethod
-    def probe(self, url: str) -> None:
-        """Make one round trip in the broker's own protocol: store a message, read or confirm it, remove it."""
+    def probe(self, port: int) -> None:
+        """
+        Make one round trip with the server at a port of 127.0.0.1: store a message, read or confirm it, remove it.
+
+        Raises:
+            NotReadyError: What went wrong.
+        """
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            command = [sys.executable, "-P", str(PROBES), self.url(port)]
+            subprocess.run(command, capture_output=True, text=True, timeout=PROBE_WITHIN, check=True)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotReadyError(str(error)) from error
+        except subprocess.CalledProcessError as error:
+            raise NotReadyError(error.stderr[-500:]) from error

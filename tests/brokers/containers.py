@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from docker.models.containers import Container
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.broker import Broker, BrokerError, NotReadyError
 from tests.brokers.ports import free_ports
 from tests.brokers.server import READY_WITHIN, STATE
 
@@ -25,7 +26,11 @@ STOP_WITHIN = 30
 
 @cache
 def engine_answers() -> bool:
-    """Say whether a Docker engine can be used on this machine."""
+    """Say whether a Docker engine can be used on this machine; UNISTREAM_BROKERS_DOCKER=never denies it."""
+    if os.environ.get("UNISTREAM_BROKERS_DOCKER") == "never":
+        return False
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        return False
     try:
         client = docker.from_env(timeout=5)
         try:
@@ -86,11 +91,11 @@ class ContainerServer:
         deadline = time.monotonic() + READY_WITHIN
         while True:
             try:
-                return self.broker.probe(self.url)
-            except self.broker.not_ready as error:
+                return self.probe()
+            except NotReadyError as error:
                 if self.state == "dead" or time.monotonic() > deadline:
                     log = self._container().logs(tail=15).decode(errors="replace")
-                    raise BrokerError(f"{self.broker.name} did not become ready ({error!r}):\n{log}") from error
+                    raise BrokerError(f"{self.broker.name} did not become ready ({error}):\n{log}") from error
 
     def stop(self) -> None:
         """End it in good order, by force when that takes too long; nothing happens when it is dead."""
@@ -114,6 +119,10 @@ class ContainerServer:
         self.stop()
         self.start()
 
+    def probe(self) -> None:
+        """Make one round trip; NotReadyError says what went wrong."""
+        self.broker.probe(self.ports[self.broker.ports[0]])
+
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing answers."""
         self._container().pause()
@@ -129,7 +138,7 @@ class ContainerServer:
         port = self.ports[self.broker.ports[0]]
         container = DockerContainer(image.name, command=shlex.join(image.command) or None)
         # Docker takes a pair here, which keeps the port off other interfaces; testcontainers types only a number.
-        container.ports = {f"{image.port}/tcp": ("127.0.0.1", port)}  # type: ignore[dict-item]
+        container.ports = {f"{self.broker.default_port}/tcp": ("127.0.0.1", port)}  # type: ignore[dict-item]
         for name, value in image.env.items():
             container.with_env(name, value)
         try:

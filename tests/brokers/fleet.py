@@ -6,15 +6,17 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.brokers import containers
 from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.install import one_at_a_time
 from tests.brokers.server import STATE, LocalServer, Server
-from tests.brokers.table import BROKERS
+from tests.brokers.table import BROKERS, broker
 
 
 def home() -> Path:
@@ -23,20 +25,43 @@ def home() -> Path:
     return Path(given).absolute() if given else Path(__file__).resolve().parents[2] / ".brokers"
 
 
-def given_url(broker: Broker, environment: Mapping[str, str]) -> str | None:
+def given_url(row: Broker, environment: Mapping[str, str]) -> str | None:
     """Return the URL that the environment gives for a broker, after a look whether somebody listens there."""
-    url = environment.get(broker.variable)
+    url = environment.get(row.variable)
     if not url:
         return None
-    place = urlsplit(url)
+    refusals = []
+    for place in urlsplit(url).netloc.rpartition("@")[2].split(","):  # Kafka's may name several
+        try:
+            address = urlsplit(f"//{place}")
+            with socket.create_connection((address.hostname or "", address.port or row.default_port), timeout=5):
+                return url
+        except (OSError, ValueError) as error:
+            refusals.append(f"{place}: {error}")
+    raise BrokerError(
+        f"{row.name}: {row.variable} is set, but nobody listens there ({'; '.join(refusals)}); "
+        f"unset it to have a server started"
+    )
+
+
+@contextmanager
+def local(name: str, directory: Path) -> Iterator[Server]:
+    """
+    Run a private instance of a broker on this machine; it is ready on entry and gone on exit.
+
+    Entry and exit block for as long as the broker takes. In asyncio tests use it in a fixture that is not a
+    coroutine, and call the server's methods by `asyncio.to_thread`.
+
+    Args:
+        name: A name of the table.
+        directory: Where its data and logs go; they stay there.
+    """
+    server = Fleet(directory).server(broker(name).name)
     try:
-        socket.create_connection((place.hostname or "", place.port or 0), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise BrokerError(
-            f"{broker.name}: {broker.variable} is set, but nothing answers at {place.hostname}:{place.port} "
-            f"({error}); unset it to have a server started"
-        ) from error
-    return url
+        server.start()
+        yield server
+    finally:
+        server.destroy()
 
 
 class Fleet:
@@ -64,30 +89,40 @@ class Fleet:
         Raises:
             BrokerError: What could not be had, a sentence for each. The others stay up.
         """
-        servers = [self.server(name) for name in names]
-        pool = ThreadPoolExecutor(max_workers=len(servers) or 1)
-        starts = [pool.submit(_start, server) for server in servers]
-        try:
-            wait(starts)
-        except BaseException:  # interrupted: a start whose process is gone ends at once
-            for server in servers:
-                server.stop()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-        failures = [error for start in starts if (error := start.exception())]
-        for error in failures:
-            if not isinstance(error, BrokerError):
-                raise error
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(self.directory):
+            servers = [self.server(name) for name in names]
+            failures = _start_all(servers)
         if failures:
             raise BrokerError("\n".join(map(str, failures)))
 
     def down(self, names: Iterable[str]) -> list[str]:
         """Stop the named servers and remove their data; return the names of those that were known here."""
-        servers = [server for name, server in self.known().items() if name in set(names)]
-        with ThreadPoolExecutor(max_workers=len(servers) or 1) as pool:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(self.directory), ThreadPoolExecutor() as pool:
+            servers = [server for name, server in self.known().items() if name in set(names)]
             list(pool.map(_destroy, servers))
         return [server.broker.name for server in servers]
+
+
+def _start_all(servers: Sequence[Server]) -> list[BrokerError]:
+    pool = ThreadPoolExecutor(max_workers=len(servers) or 1)
+    starts = [pool.submit(_start, server) for server in servers]
+    try:
+        wait(starts)
+    except BaseException:  # interrupted: a start whose process is gone ends at once
+        for server in servers:
+            server.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    failures = []
+    for start in starts:
+        try:
+            start.result()
+        except BrokerError as error:
+            failures.append(error)
+    return failures
 
 
 def _start(server: Server) -> None:

@@ -25,9 +25,9 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold the lock of the cache directory: two launchers never install side by side."""
-    with (cache_directory() / "lock").open("w") as file:
+def one_at_a_time(directory: Path | None = None) -> Iterator[None]:
+    """Hold the lock of a directory, by default the cache's: two launchers never install side by side."""
+    with ((directory or cache_directory()) / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

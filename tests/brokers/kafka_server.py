@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urlsplit
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError
-
-from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
+from tests.brokers.broker import Broker, BrokerError, Command, Image
 from tests.brokers.install import apt_install, cache_directory, one_at_a_time, system_program
 
 VERSION = "4.4.0"
@@ -69,7 +63,7 @@ class Kafka(Broker):
     """A single Kafka node, broker and controller in one process."""
 
     ports: ClassVar[tuple[str, ...]] = ("client", "controller")
-    not_ready: ClassVar[tuple[type[Exception], ...]] = (KafkaError, OSError)
+    default_port: ClassVar[int] = 9092
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -123,51 +117,14 @@ class Kafka(Broker):
             **SETTINGS,
         }
         env = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
-        return Image(f"apache/kafka:{VERSION}", 9092, env=env)
+        return Image(f"apache/kafka:{VERSION}", env=env)
 
     def url(self, port: int) -> str:
         """Return kafka://127.0.0.1:PORT."""
         return f"kafka://127.0.0.1:{port}"
 
-    def probe(self, url: str) -> None:
-        """Create a topic, produce, fetch and commit (so that the group coordinator is up), delete it."""
-        address = urlsplit(url).netloc
-        host, port = address.split(":")
-        socket.create_connection((host, int(port)), timeout=2).close()  # the clients are slow to give up
-        admin = KafkaAdminClient(bootstrap_servers=address, request_timeout_ms=10_000)
-        try:
-            _round_trip(admin, address)
-        finally:
-            admin.close()
-
     def _jars(self) -> Path:
         return cache_directory() / f"kafka-{VERSION}"
-
-
-def _round_trip(admin: KafkaAdminClient, address: str) -> None:
-    name = probe_name()
-    admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}}, wait_for_metadata=True)
-    try:
-        producer = KafkaProducer(bootstrap_servers=address, max_block_ms=10_000, request_timeout_ms=10_000)
-        try:
-            stored = producer.send(name, b"probe").get(timeout=15)
-        finally:
-            producer.close(timeout=5)
-        partition = TopicPartition(name, 0)
-        consumer = KafkaConsumer(
-            bootstrap_servers=address, group_id=name, enable_auto_commit=False, auto_offset_reset="earliest"
-        )
-        try:
-            consumer.assign([partition])
-            fetched = consumer.poll(timeout_ms=10_000).get(partition, [])
-            if [message.offset for message in fetched] != [stored.offset]:
-                raise KafkaError("the probe's message is not there")
-            consumer.commit()
-        finally:
-            consumer.close()
-        admin.delete_groups([name])
-    finally:
-        admin.delete_topics([name])
 
 
 def _fetch(jars: Path) -> None:

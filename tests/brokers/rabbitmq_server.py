@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError
-
-from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
+from tests.brokers.broker import Broker, BrokerError, Command, Image
 from tests.brokers.install import SYSTEM_PATH, apt_install, system_program
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's /usr/sbin one changes to another user first
@@ -20,7 +16,7 @@ class RabbitMQ(Broker):
     """A RabbitMQ node; the second process is its epmd, Erlang's own name server."""
 
     ports: ClassVar[tuple[str, ...]] = ("client", "distribution", "epmd")
-    not_ready: ClassVar[tuple[type[Exception], ...]] = (AMQPError, AMQPConnectorException, OSError)
+    default_port: ClassVar[int] = 5672
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -66,23 +62,8 @@ class RabbitMQ(Broker):
 
     def image(self, ports: Mapping[str, int]) -> Image:
         """Return the official image."""
-        return Image("rabbitmq:4", 5672)
+        return Image("rabbitmq:4")
 
     def url(self, port: int) -> str:
         """Return amqp://guest:guest@127.0.0.1:PORT/%2F."""
         return f"amqp://guest:guest@127.0.0.1:{port}/%2F"
-
-    def probe(self, url: str) -> None:
-        """Declare a quorum queue, publish a persistent message, be confirmed, get it, delete the queue."""
-        parameters = pika.URLParameters(url)
-        parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 10
-        with pika.BlockingConnection(parameters) as connection:
-            name = probe_name()
-            channel = connection.channel()
-            channel.confirm_delivery()
-            channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum"})
-            channel.basic_publish("", name, b"probe", pika.BasicProperties(delivery_mode=2), mandatory=True)
-            method, _, _ = channel.basic_get(name, auto_ack=True)
-            channel.queue_delete(name)
-            if method is None:
-                raise AMQPError("the probe's message is not there")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urlsplit
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from tests.brokers.broker import Broker, BrokerError, Command, Image, probe_name
-from tests.brokers.install import apt_install
+from tests.brokers.broker import Broker, BrokerError, Command, Image
+from tests.brokers.install import apt_install, system_program
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 VOLATILE = {"appendonly": "no", "maxmemory-policy": "noeviction"}
@@ -24,7 +18,7 @@ EVICTING = {"appendonly": "yes", "appendfsync": "always", "maxmemory": "64mb", "
 class Redis(Broker):
     """A Redis of one version in one configuration."""
 
-    not_ready: ClassVar[tuple[type[Exception], ...]] = (redis.RedisError, OSError)
+    default_port: ClassVar[int] = 6379
 
     def __init__(self, name: str, settings: Mapping[str, str] = DURABLE, *, version: str = "7.0") -> None:
         self.name = name
@@ -46,30 +40,18 @@ class Redis(Broker):
 
     def image(self, ports: Mapping[str, int]) -> Image:
         """Return the official image with the same settings."""
-        return Image(f"redis:{self.version}", 6379, ["redis-server", *self._options()])
+        return Image(f"redis:{self.version}", ["redis-server", *self._options()])
 
     def url(self, port: int) -> str:
         """Return redis://127.0.0.1:PORT/0."""
         return f"redis://127.0.0.1:{port}/0"
-
-    def probe(self, url: str) -> None:
-        """PING, then XADD, XRANGE and DEL of one stream; while it loads its data Redis refuses them."""
-        place = urlsplit(url)
-        retry = Retry(NoBackoff(), 0)
-        with redis.Redis(place.hostname or "", place.port or 6379, socket_timeout=2, retry=retry) as client:
-            client.ping()
-            name = probe_name()
-            added = client.xadd(name, {"probe": "1"})
-            if [entry for entry, _ in client.xrange(name)] != [added]:
-                raise redis.RedisError("the probe's entry is not there")
-            client.delete(name)
 
     def _options(self) -> list[str]:
         return [word for name, value in self.settings.items() for word in (f"--{name}", value)]
 
     def _program(self) -> str:
         if self.version == "7.0":
-            found = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+            found = system_program("redis-server")
             if found is None:
                 raise BrokerError("redis: no redis-server on this machine")
             return found

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.brokers.broker import Broker, BrokerError
+from tests.brokers.broker import Broker, BrokerError, NotReadyError
 from tests.brokers.ports import free_ports
 from tests.brokers.processes import Process, spawn
 
@@ -53,6 +53,9 @@ class Server(Protocol):
 
     def restart(self) -> None:
         """Stop it if it runs, start it again, wait until ready."""
+
+    def probe(self) -> None:
+        """Make one round trip; NotReadyError says what went wrong."""
 
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing answers."""
@@ -124,6 +127,10 @@ class LocalServer:
         self.stop()
         self.start()
 
+    def probe(self) -> None:
+        """Make one round trip; NotReadyError says what went wrong."""
+        self.broker.probe(self.ports[self.broker.ports[0]])
+
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing answers. On return every thread of it stands still."""
         self._signal(signal.SIGSTOP)
@@ -153,14 +160,14 @@ class LocalServer:
         deadline = time.monotonic() + READY_WITHIN
         while True:
             try:
-                return self.broker.probe(self.url)
-            except self.broker.not_ready as error:
+                return self.probe()
+            except NotReadyError as error:
                 if self._main().wait(0.1):
                     raise BrokerError(f"{self.broker.name} ended while starting:\n{self._tail()}") from error
                 if time.monotonic() > deadline:
                     self.stop()
                     raise BrokerError(
-                        f"{self.broker.name} gave no answer within {READY_WITHIN:g} s ({error!r}):\n{self._tail()}"
+                        f"{self.broker.name} gave no answer within {READY_WITHIN:g} s ({error}):\n{self._tail()}"
                     ) from error
 
     def _tail(self) -> str:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from tests.brokers.broker import Broker, BrokerError
 from tests.brokers.kafka_server import Kafka
 from tests.brokers.nats_server import Nats
 from tests.brokers.rabbitmq_server import RabbitMQ
 from tests.brokers.redis_server import EVICTING, VOLATILE, Redis
-from tests.brokers.server import LocalServer
 
 _ROWS: list[Broker] = [
     Redis("redis"),
@@ -32,19 +27,3 @@ def broker(name: str) -> Broker:
     if name not in BROKERS:
         raise BrokerError(f"there is no broker {name!r}; there are: {', '.join(BROKERS)}")
     return BROKERS[name]
-
-
-@contextmanager
-def local(name: str, directory: Path) -> Iterator[LocalServer]:
-    """
-    Run a private instance of a broker in `directory`; it is ready on entry and gone on exit.
-
-    Entry and exit block for as long as the broker takes. In asyncio tests use it in a fixture that is not a
-    coroutine, and call its methods by `asyncio.to_thread`.
-    """
-    server = LocalServer(broker(name), directory)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
