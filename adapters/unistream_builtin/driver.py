@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 from unistream import capabilities as can
@@ -28,6 +28,11 @@ class MemoryDriver(Driver):
     """Serves `memory://`; see the package."""
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
+    lacks: ClassVar[Mapping[str, str]] = {
+        "socket": "the broker is in this process; there is no connection to break",
+        "process": "the broker is in this process; no other process can reach it",
+        "password": "the broker is in this process; there is nobody to log in to",
+    }
 
     def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:
         super().__init__(target, emit)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-START = 1_000.0
-"""Where virtual time begins, in seconds; not zero, so that a time mistaken for a flag does not pass for absent."""
+START = 10_000_000.0
+"""Where virtual time begins, in seconds; not zero, so that a time mistaken for a flag does not pass for absent, and
+far from the machine's own monotonic clock, so that nobody takes the one for the other."""
 
 
 class StuckError(RuntimeError):

@@ -25,6 +25,9 @@ from unistream.errors import BrokerUnavailableError, PublishUnknownError
 
 T = TypeVar("T")
 
+LOST_SECONDS = 0.5
+"""How long a driver waits for a lost answer before it says that the outcome is unknown."""
+
 
 class Line:
     """
@@ -108,6 +111,8 @@ class _LineProducer(ProducerLayer):
         if line.lose_reply:
             line.lose_reply -= 1
             line.hits += 1
+            # Nobody says that an answer is lost: the time runs out.
+            await asyncio.sleep(min(timeout, LOST_SECONDS))
             return [PublishUnknownError("the answer was lost", topic=self.topic.name) for _ in batch]
         return outcomes
 

@@ -159,6 +159,7 @@ class RecordedMember:
         self.consumer: Consumer = group.consumer(max_in_flight=max_in_flight)
         self.recorder = recorder
         self._run = run
+        self._paused = False
 
     async def __aenter__(self) -> Self:
         await self.consumer.__aenter__()
@@ -231,7 +232,19 @@ class RecordedMember:
         """Record that the member is dead from now on."""
         self.recorder.record("death", member=self.name)
 
+    async def pause(self) -> None:
+        """Pause; while it lasts waiting is not waiting for work."""
+        self._paused = True
+        await self.consumer.pause()
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self.consumer.resume()
+        self._paused = False
+
     def _idle(self, since: int) -> None:
+        if self._paused:
+            return
         self.recorder.record("idle", member=self.name, since=since)
 
 

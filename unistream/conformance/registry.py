@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Body = Callable[["Trial"], Awaitable[None]]
 
-_ID = re.compile(r"[a-z]{3}\.[a-z0-9]+(-[a-z0-9]+)*")
+_ID = re.compile(r"[a-z]{3,4}\.[a-z0-9]+(-[a-z0-9]+)*")
 _RULE = re.compile(r"(PUB|GRP|DEL|BPC|ORD|END|CAP|WIRE|CFG)-\d+")
 
 

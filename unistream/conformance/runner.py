@@ -87,15 +87,13 @@ def run_case(case: Case, target: Target, *, seed: int = 0) -> Result:
     hooks = sorted(name for name in case.facilities if name.startswith("hook:") and name[5:] not in target.hooks)
     if hooks:
         return _result(case, True, Outcome.NOT_RUN, seed, reason=f"no {hooks[0]} was given")
-    attempt = _Attempt(case, target, seed)
-    with target.around(target) as ready:
-        attempt.target = ready
-        try:
-            on_loop(ready, attempt.run)
-        except clock.StuckError as error:
-            attempt.fail(f"it hangs: {error}")
-        except Exception:
-            attempt.broken(traceback.format_exc())
+    attempt = _Attempt(case, target.fresh(), seed)
+    try:
+        on_loop(target, attempt.run)
+    except clock.StuckError as error:
+        attempt.fail(f"it hangs: {error}")
+    except Exception:
+        attempt.broken(traceback.format_exc())
     result = attempt.result()
     result.seconds = time.perf_counter() - began
     return result

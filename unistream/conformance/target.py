@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from secrets import token_hex
 
 import unistream
+from unistream._registry import find_driver
 from unistream.capabilities import Capabilities
+from unistream.config import scheme_of
 from unistream.conformance.checkers import Terms
 from unistream.conformance.line import Line, on_line
 from unistream.conformance.wrap import DriverLayer, stack
@@ -44,7 +46,6 @@ class Target:
         lacks: What cannot exist for this target, and why: `socket`, `process`, `password`, …
         hooks: Commands that act on the broker: `restart`, `kill`, `pause`, `resume`.
         virtual: Runs on a virtual clock, its broker in this process.
-        around: Entered around every trial; gives the driver class of that trial, with its clock.
     """
 
     url: str
@@ -54,7 +55,25 @@ class Target:
     hooks: Mapping[str, str] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
     virtual: bool = False
-    around: Callable[[Target], AbstractContextManager[Target]] = nullcontext
+
+    @classmethod
+    def of(cls, url: str, *, pace: Pace | None = None, hooks: Mapping[str, str] | None = None) -> Target:
+        """
+        Return the target that a URL names.
+
+        A broker that lives in this process, beyond the reach of sockets and other processes, is judged on a virtual
+        clock: exactly, repeatably, and in no time.
+
+        Raises:
+            ConfigError: The URL is wrong, or no driver serves it.
+        """
+        driver = find_driver(scheme_of(url))
+        virtual = {"socket", "process"} <= driver.lacks.keys()
+        return cls(url, driver, lacks=driver.lacks, hooks=hooks or {}, pace=pace or Pace(), virtual=virtual)
+
+    def fresh(self) -> Target:
+        """Return the target for one more trial: on a virtual clock every trial has a broker of its own."""
+        return replace(self, url=f"{self.url.rstrip('/')}-{token_hex(4)}") if self.virtual else self
 
     def driver_class(self, line: Line | None = None) -> type[Driver]:
         """Return the driver with the target's layers over it, and the line above all."""

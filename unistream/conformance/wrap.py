@@ -192,6 +192,7 @@ def stack(driver: type[Driver], *layers: type[DriverLayer], **attributes: Any) -
             "api": driver.api,
             "schemes": driver.schemes,
             "options": driver.options,
+            "lacks": driver.lacks,
             **attributes,
         }
         driver = type(f"{layer.__name__}Over{driver.__name__}", (layer,), bound)

@@ -60,12 +60,15 @@ class Driver(ABC):
         api: Version of this contract that the driver was written for; compared with `API_VERSION` at discovery.
         schemes: URL schemes that the driver serves.
         options: Options that it accepts in the URL's query. Every networked driver has `connect_timeout` (seconds).
+        lacks: What cannot exist for this driver, with the reason: `socket`, `process` (a second one on the same
+            broker), `password`. The conformance suite lists the cases that need it as INAPPLICABLE.
         capabilities: Filled by `open` from the adapter, the server's version and its live configuration.
     """
 
     api: ClassVar[int] = API_VERSION
     schemes: ClassVar[tuple[str, ...]]
     options: ClassVar[Mapping[str, Option]] = {}
+    lacks: ClassVar[Mapping[str, str]] = {}
     capabilities: Capabilities
 
     def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:

@@ -173,6 +173,7 @@ async def lag(trial: Trial) -> None:
     found = await group.lag()
     if found.exact:
         trial.equal(found.messages, 12, "GRP-1", "lag after 8 of 20")
+    await member.leave()
     await trial.drain(group)
 
 

@@ -305,7 +305,7 @@ async def others_flow(trial: Trial) -> None:
 async def keeps_lease(trial: Trial) -> None:
     """A delivery that is extended before its lease ends is not lent to another member, four leases long."""
     topic = await trial.topic()
-    group = await trial.group(topic, max_lease=trial.lease)
+    group = await trial.group(topic, max_lease=20 * trial.lease)
     producer = await trial.producer(topic)
     holder = await trial.member(group, max_in_flight=1)
     await producer.publish()

@@ -17,7 +17,7 @@ def promised(run: Run, group: Group) -> Iterator[Publish]:
     for publish in run.publishes.values():
         if publish.topic != group.where[0] or publish.call.outcome != "ok":
             continue
-        if publish.call.began >= group.created or group.start == "earliest":
+        if publish.call.index > group.created_index or group.start == "earliest":
             yield publish
 
 

@@ -92,6 +92,9 @@ class Member:
     left: int | None = None
     died: int | None = None
     idle: list[tuple[int, int]] = field(default_factory=list)
+    """When it waited for work and had room for it."""
+    open: list[Lending] = field(default_factory=list)
+    """What it was lent and had not settled when last looked at."""
 
     @property
     def gone(self) -> int | None:
@@ -105,6 +108,7 @@ class Group:
 
     where: Where
     created: int | None = None
+    created_index: int = 0
     ordering: str = "none"
     start: str = "latest"
     lease: float = 30.0
@@ -281,8 +285,10 @@ class Run:
         group = self.group(where)
         group.lendings.append(lending)
         member = self.members.get(lending.member)
-        if member is not None and event.since is not None:
-            member.idle.append((event.since, event.at))
+        if member is not None:
+            if event.since is not None:
+                _waited(member, event.since, event.at)
+            member.open.append(lending)
         self.lendings[lending.name] = lending
         if event.msg is not None:
             group.by_msg[event.msg].append(lending)
@@ -324,13 +330,14 @@ class Run:
             case "leave", "ok":
                 known.left = event.at
             case "idle", _:
-                known.idle.append((event.at if event.since is None else event.since, event.at))
+                _waited(known, event.at if event.since is None else event.since, event.at)
 
     def _read_group(self, index: int, event: Event) -> None:
         group = self.group((event.topic or "", event.group or ""))
         match event.op, event.phase:
             case "create", "ok":
-                group.created = event.at if group.created is None else group.created
+                if group.created is None:
+                    group.created, group.created_index = event.at, index
                 config = event.config or {}
                 group.ordering = config.get("ordering", group.ordering)
                 group.start = config.get("start", group.start)
@@ -349,6 +356,18 @@ class Run:
 def _earliest(*times: int | None) -> int | None:
     known = [time for time in times if time is not None]
     return min(known) if known else None
+
+
+def _waited(member: Member, since: int, until: int) -> None:
+    """Note that a member waited; with its window full it waited for room, not for work."""
+    member.open = [each for each in member.open if _held_at(each, since)]
+    if member.limit is None or len(member.open) < member.limit:
+        member.idle.append((since, until))
+
+
+def _held_at(lending: Lending, at: int) -> bool:
+    """Tell whether the member may still have held the delivery then."""
+    return not lending.settles and lending.expired is None and (lending.until is None or lending.until > at)
 
 
 def natural(position: str) -> tuple[int, ...]:
