@@ -94,7 +94,10 @@ class RedisConsumer(ConsumerDriver):
 
     async def _enter(self) -> None:
         await self._reader.wire()
-        keys = [self._keys.members(self._group.name), *(keys.stream for keys in self._streams)]
+        keys = [
+            self._keys.members(self._group.name),
+            *(key for keys in self._streams for key in (keys.stream, keys.lost)),
+        ]
         await self._commands.run(JOIN, keys, [self._group.name, self._name])
 
     async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
@@ -142,7 +145,9 @@ class RedisConsumer(ConsumerDriver):
         name = self._group.name
         order = acks + others
         try:
-            refused = await self._commands.run(SETTLE, [keys.stream, keys.due(name), keys.held(name)], arguments)
+            refused = await self._commands.run(
+                SETTLE, [keys.stream, keys.due(name), keys.held(name), keys.lost], arguments
+            )
         except BaseException as error:
             self._doubtful.update(batch[at].token for at in order)
             if not isinstance(error, RedisError):
@@ -179,7 +184,9 @@ class RedisConsumer(ConsumerDriver):
             for at in places:
                 arguments += (tokens[at].entry, self._loans[tokens[at]])
             try:
-                refused = await self._commands.run(EXTEND, [keys.stream, keys.held(self._group.name)], arguments)
+                refused = await self._commands.run(
+                    EXTEND, [keys.stream, keys.held(self._group.name), keys.lost], arguments
+                )
             except RedisError as error:
                 raise await self._missing(error, "extend") from error
             for index in refused:

@@ -73,7 +73,7 @@ def translated(error: BaseException, what: str, topic: str | None = None) -> Uni
 def _kind(error: BaseException) -> tuple[type[UnistreamError], str]:
     if isinstance(error, ResponseError):
         code = code_of(error)
-        if code in _ACCESS or str(error).startswith(("invalid password", "Client sent AUTH")):
+        if code in _ACCESS or str(error).startswith("ERR AUTH"):
             return AccessError, f"Redis refused the credentials, or the right to do this ({code})"
         if code == "NOGROUP":
             return GroupMissingError, "there is no such group, it was deleted"

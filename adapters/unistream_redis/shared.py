@@ -277,7 +277,7 @@ class SharedConsumer(RedisConsumer):
             try:
                 await link.run(
                     GIVE_BACK,
-                    [keys.stream, keys.due(name), self._keys.members(name)],
+                    [keys.stream, keys.due(name), self._keys.members(name), keys.lost],
                     [name, self._name, 1 if leave else 0, *kept],
                 )
             except RedisError as error:

@@ -30,14 +30,20 @@ local function group_info(stream, group)
 end
 
 -- Keep an entry for later: the reserved consumer holds it, the sorted set says when it is due.
--- JUSTID leaves the delivery count alone, RETRYCOUNT sets it.
-local function park(stream, due, group, id, member, at, count)
+-- JUSTID leaves the delivery count alone, RETRYCOUNT sets it. Claiming an entry whose payload was removed drops it from
+-- the group instead (Redis >= 7.0): then it is lost.
+local function park(stream, due, lost, group, id, member, at, count)
+  local claimed
   if count then
-    redis.call('XCLAIM', stream, group, PARKED, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+    claimed = redis.call('XCLAIM', stream, group, PARKED, 0, id, 'RETRYCOUNT', count, 'JUSTID')
   else
-    redis.call('XCLAIM', stream, group, PARKED, 0, id, 'JUSTID')
+    claimed = redis.call('XCLAIM', stream, group, PARKED, 0, id, 'JUSTID')
   end
-  redis.call('ZADD', due, at, member)
+  if #claimed == 1 then
+    redis.call('ZADD', due, at, member)
+  else
+    redis.call('HINCRBY', lost, group, 1)
+  end
 end
 
 -- Find what was removed before a group read it, and make the group's counter agree with what is there. Entries that

@@ -1,9 +1,9 @@
 -- End loans that this member still holds, with the delivery count that it was given.
--- KEYS: stream, due, held
+-- KEYS: stream, due, held, lost
 -- ARGV: group, member, look ('range' or 'each'), number of acks, then (id, count) per ack,
 --       then (id, count, count to keep or -1, delay ms) for each that is given back
 -- Returns: (index from 0, why) for each refused one; why: 0 nobody holds it, 1 it is parked, 2 it is lent otherwise
-local stream, due, held = unpack(KEYS)
+local stream, due, held, lost = unpack(KEYS)
 local group, member, acks = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local counts = {}
 if ARGV[3] == 'range' then
@@ -41,7 +41,7 @@ if at <= #ARGV then
   while at <= #ARGV do
     local id, keep = ARGV[at], tonumber(ARGV[at + 2])
     if holds(index, id, ARGV[at + 1]) then
-      park(stream, due, group, id, id, now + tonumber(ARGV[at + 3]), keep >= 0 and keep or nil)
+      park(stream, due, lost, group, id, id, now + tonumber(ARGV[at + 3]), keep >= 0 and keep or nil)
     end
     all[#all + 1] = id
     index, at = index + 1, at + 4

@@ -16,7 +16,7 @@ local function collect(consumer)
     local until_ms = redis.call('ZSCORE', held, id)
     if not until_ms or tonumber(until_ms) <= now then
       redis.call('ZREM', held, id)
-      park(stream, due, group, id, '!' .. id, now)
+      park(stream, due, lost, group, id, '!' .. id, now)
     end
   end
 end
@@ -64,7 +64,7 @@ local function lend()
     if #pending == 1 and pending[1][2] == PARKED then
       local count = pending[1][4] + 1
       local claimed = redis.call('XCLAIM', stream, group, member, 0, id, 'RETRYCOUNT', count)
-      if #claimed == 1 and claimed[1] then
+      if #claimed == 1 then
         entries[#entries + 1] = claimed[1]
         counts[#counts + 1] = count
         if dangerous then
@@ -72,8 +72,6 @@ local function lend()
           break
         end
       else
-        -- Its payload was removed. Redis >= 7.0 drops such an entry from the group when it is claimed.
-        redis.call('XACK', stream, group, id)
         gone = gone + 1
       end
     end

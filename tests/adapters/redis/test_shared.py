@@ -90,7 +90,7 @@ def test_a_release_gives_the_attempt_back() -> None:
 
 
 def test_the_deliveries_of_a_silent_member_come_again_alone() -> None:
-    """When a lease ends without a word, its messages go to others, one suspect at a time, and the old settle is refused."""
+    """When a lease ends without a word, its messages go to others, one at a time, and an old settle is refused."""
 
     async def test() -> None:
         async with opened() as here:
@@ -284,7 +284,7 @@ def test_a_lost_reply_strands_nothing() -> None:
             async with opened() as outside:
                 for number in range(5):
                     await outside.redis.xadd(stream, {"value": str(number)})
-                while not (await outside.redis.xpending(stream, "g"))["pending"]:
+                while not (await outside.redis.xpending(stream, "g"))["pending"]:  # noqa: ASYNC110 - Redis has no event
                     await asyncio.sleep(0.01)
             proxy.cut()
             proxy.deaf = False
