@@ -139,6 +139,7 @@ class Consumer:
         driver = client._use()
         self._entered = True
         self._loop = client._loop
+        self._now = self._loop.time
         spec, topic = await group._ensure()
         self.group_name = spec.name
         self._leases = Leases(spec.lease, spec.max_lease)
@@ -207,20 +208,19 @@ class Consumer:
             raise ValueError(f"receive_many(max={max}): ask for 1 or more")
         delivery = self._next() or await self._wait(timeout)
         batch: list[Delivery] = []
+        frame = sys._getframe(1)
+        code, line = frame.f_code, frame.f_lineno
+        redelivered = 0
         while delivery is not None:
+            delivery._code = code
+            delivery._line = line
+            redelivered += delivery._raw.attempt > 1
             batch.append(delivery)
             if len(batch) == max:
                 break
             delivery = self._pop() or self._next()
-        frame = sys._getframe(1)
-        code, line = frame.f_code, frame.f_lineno
-        stats = self.stats
-        stats.delivered += len(batch)
-        for delivery in batch:
-            delivery._code = code
-            delivery._line = line
-            if delivery._raw.attempt > 1:
-                stats.redelivered += 1
+        self.stats.delivered += len(batch)
+        self.stats.redelivered += redelivered
         return batch
 
     def pause(self) -> Awaitable[None]:
@@ -387,7 +387,7 @@ class Consumer:
                 self._dead.bury_later(delivery, "the lease of the last attempt was lost")
             else:
                 buffer.append(delivery)
-        self._settler.watch()
+        self._settler.watch(self._leases.wake_at(lease))
         if self._waiting:
             self._serve()
 
@@ -418,11 +418,20 @@ class Consumer:
         """Accept an ack for sending; False if the delivery is not held any more."""
         if asyncio._get_running_loop() is not self._loop:
             self._group._client._wrong_loop()
-        if not self._holds(delivery):
+        token = delivery._raw[1]
+        lease = delivery._lease
+        held = self._held
+        if held.get(token) is not lease or self._now() >= lease.deadline:
             return False
         self._settler.ack(delivery)
-        self._let_go(delivery._raw.token)
         self.stats.acked += 1
+        if self._waiting or self._all_back is not None or self._suspect is not None or lease.held == 1:
+            self._let_go(token)
+        else:
+            # What `_let_go` would do, for nearly every ack.
+            del held[token]
+            lease.held -= 1
+            self._bytes_out -= self._out.pop(token)
         return True
 
     async def _settle(self, delivery: Delivery, move: Move, verb: Verb, delay: float = 0.0) -> None:

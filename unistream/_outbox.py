@@ -494,7 +494,7 @@ def size_of(raw: RawMessage) -> int:
 def receipt(raw: RawMessage, outcome: PublishOutcome) -> Receipt | UnistreamError:
     """What the publisher gets for a driver's outcome."""
     if type(outcome) is RawReceipt:
-        return Receipt(raw.id, outcome.position, outcome.duplicate)
+        return Receipt(raw.id, *outcome)
     error = cast(UnistreamError, outcome)
     error.stored = error.stored or "no"
     return error

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-__all__ = ["EMPTY_HEADERS", "HeaderPairs", "Headers", "HeadersLike", "Message", "Origin", "Receipt", "new_id"]
+__all__ = [
+    "EMPTY_HEADERS",
+    "HeaderPairs",
+    "Headers",
+    "HeadersLike",
+    "Message",
+    "Origin",
+    "Receipt",
+    "new_id",
+    "new_ids",
+]
 
 HeaderPairs = tuple[tuple[str, bytes], ...]
 
@@ -155,6 +165,14 @@ def new_id() -> str:
     if time.monotonic() >= _prefix_until:
         _draw_prefix()
     return f"{_prefix}{next(_count) & 0xFFFFFFFF:08x}"
+
+
+def new_ids(count: int) -> list[str]:
+    """As many ids as `new_id` would give, cheaper."""
+    if time.monotonic() >= _prefix_until:
+        _draw_prefix()
+    prefix = _prefix
+    return [f"{prefix}{number & 0xFFFFFFFF:08x}" for number in itertools.islice(_count, count)]
 
 
 def _draw_prefix() -> None:

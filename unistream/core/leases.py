@@ -79,17 +79,15 @@ class Leases:
 
     def next_at(self) -> float:
         """When `due` or `expired` has something next; infinity if never."""
-        return min(
-            (
-                self._renew_at(lease) if lease.deadline < lease.until else lease.deadline
-                for lease in self._active
-            ),
-            default=inf,
-        )
+        return min(map(self.wake_at, self._active), default=inf)
+
+    def wake_at(self, lease: Lease) -> float:
+        """When `due` or `expired` has this lease."""
+        return self._renew_at(lease) if lease.deadline < lease.until else lease.deadline
 
     def _renew_at(self, lease: Lease) -> float:
         return lease.deadline - self.lease * 2 / 3
 
     def renewed(self, lease: Lease, asked_at: float, seconds: float) -> None:
         """The broker agreed to a renewal for `seconds` that was asked for at `asked_at`."""
-        lease.deadline = max(lease.deadline, asked_at + seconds)
+        lease.deadline = max(lease.deadline, min(asked_at + seconds, lease.until))
