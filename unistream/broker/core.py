@@ -108,6 +108,7 @@ class Broker:
         there = self.topic(topic)
         there.trim(now, wall_ms)
         group = self.group(topic, name)
+        group.expire(now)
         return group.seek(*there.resolve(to))
 
     # Members.

@@ -322,18 +322,20 @@ class Group:
         What is lent stays with its holder, who may still settle it; given back, it is gone.
         """
         self.expire(now)
-        unseen = max(0, target - self.cursor)
         lost = self._drop_waiting(target, len(self.waiting), now) if self.waiting else 0
-        self.cursor += unseen
-        self._count_removed(lost + unseen)
+        self._count_removed(lost + self._drop_unseen(max(0, target - self.cursor)))
 
     def drop_oldest(self, count: int, now: float) -> None:
         """Take the `count` oldest messages that are neither settled nor lent from this group, and count them."""
         self.expire(now)
-        dropped = self._drop_waiting(self.cursor, count, now) if self.waiting else 0
-        unseen = min(count - dropped, self._log.end - self.cursor)
-        self.cursor += unseen
-        self._count_removed(dropped + unseen)
+        lost = self._drop_waiting(self.cursor, count, now) if self.waiting else 0
+        self._count_removed(lost + self._drop_unseen(min(count - lost, self._log.end - self.cursor)))
+
+    def _drop_unseen(self, count: int) -> int:
+        if self._attempts:
+            self._forget(range(self.cursor, self.cursor + count))
+        self.cursor += count
+        return count
 
     def _drop_waiting(self, below: int, most: int, now: float) -> int:
         """Remove up to `most` waiting messages below an offset, lowest first; how many."""

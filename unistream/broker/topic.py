@@ -117,7 +117,7 @@ class Topic:
 
     def _room(self) -> float:
         """How many more messages the backlog takes before a publish is refused."""
-        if self.spec.max_backlog is None or self.spec.overflow != "reject":
+        if self.spec.max_backlog is None or self.spec.overflow != "reject" or not self.groups:
             return float("inf")
         return self.spec.max_backlog - self.backlog
 

@@ -78,8 +78,8 @@ class Pair:
         if spec.max_age is not None:
             self.expect_start(self.wall_ms)
         room = float("inf")
-        if spec.max_backlog is not None and spec.overflow == "reject":
-            room = spec.max_backlog - max([len(self.unsettled(name)) for name in self.groups], default=0)
+        if spec.max_backlog is not None and spec.overflow == "reject" and self.groups:
+            room = spec.max_backlog - max(len(self.unsettled(name)) for name in self.groups)
         forgotten = self.now - self.limits.dedupe_seconds
         stored: list[Entry] = []
         ids: dict[str, tuple[int, float]] = {}
@@ -98,7 +98,7 @@ class Pair:
                 ids[entry[0]] = (len(self.entries) + len(stored), self.now)
                 expected.append(ids[entry[0]][0])
                 stored.append(entry)
-        result = self.broker.publish(self.topic, entries, [entry[0] for entry in entries], self.now, self.wall_ms)
+        result = self.broker.publish("t", entries, [entry[0] for entry in entries], self.now, self.wall_ms)
 
         assert list(result.offsets) == expected
         assert result.duplicates == duplicates

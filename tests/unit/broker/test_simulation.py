@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from tests.unit.broker.model import Pair
 from unistream.broker.spec import GroupSpec, Limits, TopicSpec
 
-STEPS = 1500
-SEEDS = range(24)
+STEPS = 1000
+SEEDS = range(18)
 
 
-def topic_spec(rng: random.Random) -> TopicSpec:
-    """A topic of one of the kinds that differ in what they remove."""
-    ordering = rng.choice(["none", "key"])
-    kind = rng.choice(["plain", "plain", "age", "bytes", "messages", "reject", "drop_oldest"])
-    if kind == "age":
-        return TopicSpec(ordering=ordering, max_age=rng.choice([5.0, 60.0]))
-    if kind == "bytes":
-        return TopicSpec(ordering=ordering, max_bytes=rng.choice([200, 2000]))
-    if kind == "messages":
-        return TopicSpec(ordering=ordering, max_messages=rng.choice([5, 50]))
-    if kind in ("reject", "drop_oldest"):
-        return TopicSpec(ordering=ordering, max_backlog=rng.choice([10, 100]), overflow=kind)
-    return TopicSpec(ordering=ordering)
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"max_age": 5.0},
+    {"max_bytes": 2000},
+    {"max_backlog": 10, "overflow": "reject"},
+    {"max_messages": 50},
+    {"max_backlog": 10, "overflow": "drop_oldest"},
+    {"max_messages": 5},
+    {"max_backlog": 100, "overflow": "drop_oldest"},
+    {"max_age": 60.0, "max_bytes": 200},
+]
+"""Topics that differ in what they remove or refuse; neighbouring seeds take turns at them."""
 
 
 class Run:
@@ -36,7 +36,8 @@ class Run:
         limits = Limits(
             history_messages=self.rng.choice([32, 500]), dedupe_seconds=30.0, message_bytes=100, dedupe_ids=100_000
         )
-        self.pair = Pair(topic_spec(self.rng), limits)
+        ordering = self.rng.choice(["none", "key"])
+        self.pair = Pair(TopicSpec(ordering=ordering, **KINDS[seed % len(KINDS)]), limits)
         self.serial = 0
         self.tags: list[tuple[object, list[tuple[int, int]]]] = []
 
@@ -89,7 +90,8 @@ class Run:
             return
         some = self.rng.sample(tags, self.rng.randint(1, len(tags)))
         verb = self.rng.choice(["ack", "ack", "ack", "nack", "nack", "release", "extend"])
-        self.pair.settle(session, verb, some, self.rng.choice([0.0, 0.5, 7.0]) + (verb == "extend"))
+        seconds = [1.0, 8.0, 30.0] if verb == "extend" else [0.0, 0.5, 7.0]
+        self.pair.settle(session, verb, some, self.rng.choice(seconds))
         if self.rng.random() < 0.7:
             left = [tag for tag in tags if tag not in some]
             if left:
@@ -157,6 +159,6 @@ def test_random_commands_keep_every_invariant_and_drain(seed: int) -> None:
         run.step()
     run.drain()
 
-    assert len(run.pair.entries) > 50
+    assert len(run.pair.entries) > 20
     assert run.pair.lent > 50
     assert run.pair.again > 5
