@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from tests.brokers.fleet import Fleet, given_url, home
+from tests.brokers.install import one_at_a_time
 from tests.brokers.processes import Process
 from tests.brokers.table import broker
 
@@ -48,10 +49,12 @@ def run(names: Sequence[str], command: Sequence[str]) -> int:
 
 def sweep(directory: Path) -> None:
     """Stop what runs left behind that were killed themselves."""
-    for folder in directory.glob("runs/*-*"):
-        pid, birth = folder.name.split("-")
-        if Process(int(pid), int(birth)).state == "dead":
-            _remove(Fleet(folder))
+    directory.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(directory):
+        for folder in directory.glob("runs/*-*"):
+            pid, birth = folder.name.split("-")
+            if Process(int(pid), int(birth)).state == "dead":
+                _remove(Fleet(folder))
 
 
 def _remove(fleet: Fleet) -> None:
