@@ -96,6 +96,7 @@ class ContainerServer:
                 if self.state == "dead" or time.monotonic() > deadline:
                     log = self._container().logs(tail=15).decode(errors="replace")
                     raise BrokerError(f"{self.broker.name} did not become ready ({error}):\n{log}") from error
+                time.sleep(0.1)  # the engine has no event for "ready"
 
     def stop(self) -> None:
         """End it in good order, by force when that takes too long; nothing happens when it is dead."""

@@ -101,5 +101,5 @@ if __name__ == "__main__":
     try:
         PROBES[urlsplit(sys.argv[1]).scheme](sys.argv[1])
     except Exception as error:
-        print(repr(error), file=sys.stderr, flush=True)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # a client's threads don't hold it up

@@ -40,7 +40,8 @@ class Redis(Broker):
 
     def image(self, ports: Mapping[str, int]) -> Image:
         """Return the official image with the same settings."""
-        return Image(f"redis:{self.version}", ["redis-server", *self._options()])
+        # The engine's proxy isn't loopback for Redis, which would refuse it; the port is published on loopback only.
+        return Image(f"redis:{self.version}", ["redis-server", "--protected-mode", "no", *self._options()])
 
     def url(self, port: int) -> str:
         """Return redis://127.0.0.1:PORT/0."""

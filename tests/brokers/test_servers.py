@@ -38,6 +38,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment in which no broker is given and none is up; what a test leaves up is stopped."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("UNISTREAM_")}
     kept["UNISTREAM_BROKERS_DIR"] = str(tmp_path)
+    kept["UNISTREAM_BROKERS_DOCKER"] = "never"  # the tests watch processes
     yield kept
     subprocess.run([*LAUNCHER, "down"], cwd=REPOSITORY, env=kept, check=True)
 
