@@ -66,6 +66,7 @@ class Story:
         lease: float | None = None,
         error: str | None = None,
         digest: str | None = None,
+        origin: str | None = None,
     ) -> Story:
         """Deliver a message to a member under the name `lending`."""
         self.recorder.record(
@@ -82,6 +83,7 @@ class Story:
             until=round((self.now + (self.lease if lease is None else lease)) * NANO),
             error=error,
             digest=digest,
+            origin=origin,
         )
         return self
 

@@ -90,7 +90,7 @@ GOOD: dict[str, Callable[[], Story]] = {
         with_dead_letters()
         .settle("reject", "l1")
         .at(2)
-        .deliver("l2", "p.1", "d", topic="dead")
+        .deliver("l2", "p.1", "d", topic="dead", origin="t/g")
         .ack("l2")
         .drain()
         .drain(topic="dead")
@@ -351,7 +351,7 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
             .publish("p.1")
             .join("a")
             .deliver("l1", "p.1", "a")
-            .deliver("l2", "p.1", "d", topic="dead")
+            .deliver("l2", "p.1", "d", topic="dead", origin="t/g")
         ),
     ),
     "the drain stands still": ("progress", "END-3", lambda: good_start().drain("fail")),

@@ -32,10 +32,15 @@ class Event:
     One line of a history.
 
     Operations (`op`) with invoke and completion: `publish`, `create` (a group), `ack`, `nack`, `reject`, `extend`,
-    `leave`, `seek`. Events: `join`, `deliver`, `renew` (the lease now ends at `until`), `expire` (the delivery says
-    it is lost), `idle` (the member waited from `since` until now and got nothing), `death`, `fault` (from `since`
-    until now, of one `member` or of all), `drain` (`ok` when complete, `info` when time ran out with progress,
-    `fail` when stuck), `loss` (the library reported lost data), `tally` (`count` things of the kind that `note` names).
+    `leave`, `seek`. Events:
+
+    - `join`, `death` of a member, `deliver` of a message to it;
+    - `renew` (the lease now ends at `until`), `expire` (the delivery says that it is lost);
+    - `idle`: the member had room and waited for work from `since` until now, and got nothing;
+    - `fault`: from `since` until now, of one `member` or of all;
+    - `drain`: `ok` when complete, `info` when time ran out with progress, `fail` when stuck;
+    - `loss`: the library reported lost data;
+    - `tally`: `count` things of the kind that `note` names.
     """
 
     at: int
@@ -78,6 +83,8 @@ class Event:
     """How many messages an event speaks of."""
     config: dict[str, Any] | None = None
     """What a group was created with: `ordering`, `start`, `lease`, `backoff`, `max_attempts`, `dead_letter`."""
+    origin: str | None = None
+    """Of a dead letter: the group that it comes from, `topic/group`."""
     note: str | None = None
 
     def to_json(self) -> str:

@@ -160,6 +160,7 @@ class RecordedMember:
         self.recorder = recorder
         self._run = run
         self._paused = False
+        self._held: list[Lent] = []
 
     async def __aenter__(self) -> Self:
         await self.consumer.__aenter__()
@@ -173,7 +174,7 @@ class RecordedMember:
 
     async def receive(self, timeout: float) -> Lent | None:
         """Wait for a delivery; None when the time is up, which is recorded as waiting."""
-        since = self.recorder.now()
+        since = self._ready()
         delivery = await self.consumer.receive(timeout)
         if delivery is None:
             self._idle(since)
@@ -182,7 +183,7 @@ class RecordedMember:
 
     async def receive_many(self, max: int, timeout: float) -> list[Lent]:
         """Wait for up to `max` deliveries."""
-        since = self.recorder.now()
+        since = self._ready()
         deliveries = await self.consumer.receive_many(max, timeout)
         if not deliveries:
             self._idle(since)
@@ -198,6 +199,8 @@ class RecordedMember:
         except ForeignBodyError as reason:
             error, note = "foreign", str(reason)
         lent = Lent(self, delivery, msg, self.recorder.new_lending())
+        self._held.append(lent)
+        origin = delivery.origin
         self.recorder.record(
             "deliver",
             topic=self.group.topic,
@@ -213,6 +216,7 @@ class RecordedMember:
             since=since,
             digest=digest(delivery.headers),
             error=error,
+            origin=origin and f"{origin.topic}/{origin.group}",
             note=note,
         )
         return lent
@@ -242,10 +246,22 @@ class RecordedMember:
         await self.consumer.resume()
         self._paused = False
 
-    def _idle(self, since: int) -> None:
-        if self._paused:
-            return
-        self.recorder.record("idle", member=self.name, since=since)
+    def _ready(self) -> int | None:
+        """
+        Return the time when the member waits for work, None when it waits for something else.
+
+        A paused member does not, nor one whose window is full, nor one that holds a redelivery: that may be a
+        suspect, beside which nothing is lent (DEL-4).
+        """
+        self._held = [lent for lent in self._held if lent.delivery.state == "lent"]
+        full = len(self._held) >= self.limit
+        if full or self._paused or any(lent.delivery.attempt > 1 for lent in self._held):
+            return None
+        return self.recorder.now()
+
+    def _idle(self, since: int | None) -> None:
+        if since is not None:
+            self.recorder.record("idle", member=self.name, since=since)
 
 
 class Lent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unistream.conformance.checkers.run import Group, Lending, Run
+from unistream.conformance.checkers.run import Group, Lending, Run, copy_name
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 
@@ -18,7 +18,7 @@ def dead_letter_lost(run: Run, terms: Terms) -> Iterator[Violation]:
             continue
         for msg, lendings in group.by_msg.items():
             cause = next((each for each in lendings if _condemned(run, terms, group, each)), None)
-            if cause is None or any(msg in watcher.by_msg for watcher in watchers):
+            if cause is None or any(copy_name(msg, "/".join(group.where)) in each.by_msg for each in watchers):
                 continue
             yield Violation(
                 "DEL-3" if cause.settles[0].op == "reject" else "DEL-4",
@@ -37,11 +37,13 @@ def dead_letter_unjustified(run: Run, terms: Terms) -> Iterator[Violation]:
         feeding = [group for group in sources if group.dead_letter == watcher.where[0]]
         if not feeding:
             continue
-        for msg, lendings in watcher.by_msg.items():
+        for lendings in watcher.by_msg.values():
+            msg, origin = lendings[0].msg or "", lendings[0].origin
             publish = run.publishes.get(msg)
             if publish is None or publish.topic == watcher.where[0]:
                 continue
-            if not any(_may_be_condemned(group, each) for group in feeding for each in group.by_msg.get(msg, ())):
+            sent = [group for group in feeding if origin is None or "/".join(group.where) == origin]
+            if not any(_may_be_condemned(group, each) for group in sent for each in group.by_msg.get(msg, ())):
                 yield Violation(
                     "DEL-4",
                     "dead-letter-unjustified",

@@ -38,12 +38,13 @@ def inflight(run: Run, terms: Terms) -> Iterator[Violation]:
     """A member never has more unsettled deliveries than its `max_in_flight`; an expired lease no longer counts."""
     for group in run.groups.values():
         held: dict[str, list[int]] = {}
+        slack = round(terms.resolution * NANO)
         for lending in group.lendings:
             member = run.members.get(lending.member)
             if member is None or member.limit is None:
                 continue
             ends = held.setdefault(member.name, [])
-            while ends and ends[0] <= lending.at:
+            while ends and ends[0] <= lending.at + slack:
                 heapq.heappop(ends)
             heapq.heappush(ends, run.hold_end(lending, terms))
             if len(ends) > member.limit:

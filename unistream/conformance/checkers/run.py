@@ -69,6 +69,8 @@ class Lending:
     position: str | None
     digest: str | None
     error: str | None
+    origin: str | None = None
+    """Where a dead letter comes from, `topic/group`."""
     settles: list[Operation] = field(default_factory=list)
     extends: list[Operation] = field(default_factory=list)
     expired: int | None = None
@@ -93,8 +95,6 @@ class Member:
     died: int | None = None
     idle: list[tuple[int, int]] = field(default_factory=list)
     """When it waited for work and had room for it."""
-    open: list[Lending] = field(default_factory=list)
-    """What it was lent and had not settled when last looked at."""
 
     @property
     def gone(self) -> int | None:
@@ -120,6 +120,7 @@ class Group:
     members: list[Member] = field(default_factory=list)
     lendings: list[Lending] = field(default_factory=list)
     by_msg: dict[str, list[Lending]] = field(default_factory=lambda: defaultdict(list))
+    """The lendings of every message, in order; dead letters by `copy_name`, since two groups may send one each."""
     seeks: list[int] = field(default_factory=list)
     losses: int = 0
     drained: str | None = None
@@ -281,23 +282,22 @@ class Run:
             position=event.position,
             digest=event.digest,
             error=event.error,
+            origin=event.origin,
         )
         group = self.group(where)
         group.lendings.append(lending)
         member = self.members.get(lending.member)
-        if member is not None:
-            if event.since is not None:
-                _waited(member, event.since, event.at)
-            member.open.append(lending)
+        if member is not None and event.since is not None:
+            member.idle.append((event.since, event.at))
         self.lendings[lending.name] = lending
         if event.msg is not None:
-            group.by_msg[event.msg].append(lending)
+            group.by_msg[copy_name(event.msg, event.origin)].append(lending)
 
     def _read_settle(self, index: int, event: Event) -> None:
         lending = self.lendings[event.lending or ""]
-        # A settle carries how long the lease lasted when it was asked for: it may have been renewed since.
+        # A settle carries when the lease ended by the delivery's own word: it may have been renewed since.
         if event.until is not None and (event.phase == "invoke" or event.op == "extend"):
-            lending.until = max(lending.until or 0, event.until)
+            lending.until = event.until
         if event.phase != "invoke":
             self._complete(index, event)
             return
@@ -309,7 +309,7 @@ class Run:
         if event.op == "expire":
             lending.expired = event.at if lending.expired is None else lending.expired
         elif event.until is not None:
-            lending.until = max(lending.until or 0, event.until)
+            lending.until = event.until
 
     def _read_member(self, event: Event) -> None:
         name = event.member or ""
@@ -330,7 +330,7 @@ class Run:
             case "leave", "ok":
                 known.left = event.at
             case "idle", _:
-                _waited(known, event.at if event.since is None else event.since, event.at)
+                known.idle.append((event.at if event.since is None else event.since, event.at))
 
     def _read_group(self, index: int, event: Event) -> None:
         group = self.group((event.topic or "", event.group or ""))
@@ -358,16 +358,9 @@ def _earliest(*times: int | None) -> int | None:
     return min(known) if known else None
 
 
-def _waited(member: Member, since: int, until: int) -> None:
-    """Note that a member waited; with its window full it waited for room, not for work."""
-    member.open = [each for each in member.open if _held_at(each, since)]
-    if member.limit is None or len(member.open) < member.limit:
-        member.idle.append((since, until))
-
-
-def _held_at(lending: Lending, at: int) -> bool:
-    """Tell whether the member may still have held the delivery then."""
-    return not lending.settles and lending.expired is None and (lending.until is None or lending.until > at)
+def copy_name(msg: str, origin: str | None) -> str:
+    """Return the name of a message, or of the dead letter that a group (`topic/group`) made of it."""
+    return msg if origin is None else f"{msg} from {origin}"
 
 
 def natural(position: str) -> tuple[int, ...]:
