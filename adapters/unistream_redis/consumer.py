@@ -85,10 +85,10 @@ class RedisConsumer(ConsumerDriver):
         try:
             await self._enter()
         except RedisError as error:
-            self._reader.close()
+            await self._reader.close()
             raise await self._missing(error, "join") from error
         except BaseException:
-            self._reader.close()
+            await self._reader.close()
             raise
         self._beat = asyncio.create_task(self._beating())
 

@@ -90,14 +90,14 @@ class RedisDriver(Driver):
             with translate(f"open {self.target}"):
                 self._server, self.capabilities = await probe(self._link, self._place.dead_peer_after)
         except BaseException:
-            self._link.close()
+            await self._link.close()
             raise
 
     async def close(self) -> None:
         """See `Driver.close`."""
         if not hasattr(self, "_link"):
             return
-        self._link.close()
+        await self._link.close()
         if self._native is not None:
             client, self._native = self._native, None
             await client.aclose()

@@ -54,6 +54,10 @@ class StreamKeys:
         """Lease of one partition of an ordered group: the member that owns it, with its fencing token."""
         return f"{self.prefix}owner:{group}"
 
+    def epoch(self, group: str) -> str:
+        """How often a partition of an ordered group changed hands; makes every fence unlike those before."""
+        return f"{self.prefix}epoch:{group}"
+
 
 @dataclass(frozen=True, slots=True)
 class TopicKeys:

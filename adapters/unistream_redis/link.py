@@ -83,10 +83,11 @@ class Link:
         # The server was restarted, or its scripts were flushed: the script surely did not run.
         return await self.call("EVAL", script.text, len(keys), *keys, *arguments)
 
-    def close(self) -> None:
-        """Close without waiting."""
+    async def close(self) -> None:
+        """Close, without any farewell to the server."""
         if self._wire is not None:
             self._wire.close()
+            await asyncio.shield(self._wire.ended)
 
     async def _open(self) -> Wire:
         place = self._place

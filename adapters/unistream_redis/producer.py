@@ -68,7 +68,7 @@ class RedisProducer(ProducerDriver):
 
     async def close(self) -> None:
         """See `ProducerDriver.close`."""
-        self._link.close()
+        await self._link.close()
 
     async def _send(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         payload, wanted = self._packed(batch)

@@ -91,7 +91,7 @@ class SharedConsumer(RedisConsumer):
             # The script below gives back what a late answer may still hand over to a closed connection.
             self._next_tick = 0.0
         finally:
-            self._reader.close()
+            await self._reader.close()
         try:
             if self._group.ephemeral:
                 await self._leave_nothing()

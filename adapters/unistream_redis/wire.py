@@ -50,6 +50,9 @@ class Wire(asyncio.Protocol):
     """
     The connection itself; made by `Link`.
 
+    Attributes:
+        ended: Done when the socket is closed.
+
     Args:
         patience: Seconds without a byte, while replies are due, after which the connection counts as dead.
         lost: Called once when it ends, with the reason, or `None` if `close` ended it.
@@ -68,6 +71,7 @@ class Wire(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._closing = False
         self._reason: str | None = None
+        self.ended = self._loop.create_future()
 
     @property
     def usable(self) -> bool:
@@ -139,6 +143,8 @@ class Wire(asyncio.Protocol):
                 future.set_exception(RedisConnectionError(reason))
                 future.exception()  # marked as seen: its caller may have left
         self._lost(None if asked else reason)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def close(self) -> None:
         """Close without waiting; what is outstanding fails."""

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 __all__ = [
+    "BALANCE",
     "CREATE_GROUP",
     "CREATE_TOPIC",
     "DELETE_GROUP",
@@ -15,6 +16,7 @@ __all__ = [
     "GIVE_BACK",
     "JOIN",
     "LAG",
+    "ORDERED",
     "PUBLISH",
     "RETAIN",
     "SEEK",
@@ -37,6 +39,7 @@ def _load(name: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+BALANCE = _load("balance")
 CREATE_GROUP = _load("create_group")
 CREATE_TOPIC = _load("create_topic")
 DELETE_GROUP = _load("delete_group")
@@ -45,6 +48,7 @@ EXTEND = _load("extend")
 GIVE_BACK = _load("give_back")
 JOIN = _load("join")
 LAG = _load("lag")
+ORDERED = _load("ordered")
 PUBLISH = _load("publish")
 RETAIN = _load("retain")
 SEEK = _load("seek")

@@ -11,7 +11,7 @@ for name = at + 1, #ARGV do
     if redis.call('EXISTS', KEYS[index + 2]) == 1 then
       redis.call('XGROUP', 'DESTROY', KEYS[index + 2], ARGV[name])
     end
-    for _, kind in ipairs({ 'due:', 'held:', 'members:', 'owner:', 'sweep:' }) do
+    for _, kind in ipairs({ 'due:', 'held:', 'members:', 'owner:', 'epoch:', 'sweep:' }) do
       redis.call('DEL', prefix .. kind .. ARGV[name])
     end
     redis.call('HDEL', prefix .. 'lost', ARGV[name])

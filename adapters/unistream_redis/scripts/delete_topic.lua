@@ -9,7 +9,7 @@ for at = 4, #KEYS do
 end
 for at = 1, #ARGV do
   for _, name in ipairs(names) do
-    for _, kind in ipairs({ 'due:', 'held:', 'members:', 'owner:', 'sweep:' }) do
+    for _, kind in ipairs({ 'due:', 'held:', 'members:', 'owner:', 'epoch:', 'sweep:' }) do
       redis.call('DEL', ARGV[at] .. kind .. name)
     end
   end

@@ -146,6 +146,7 @@ class Proxy:
         self.address = ("", 0)
         self.upstream = ("", 0)
         self.refuse = False
+        self.stopped = False
 
     def driver(self) -> type[RedisDriver]:
         """The driver's class, with every connection going through here."""
@@ -177,6 +178,10 @@ class Proxy:
             writer.transport.abort()
             return
         up_reader, up_writer = await asyncio.open_connection(*self.upstream)
+        if self.stopped:
+            writer.transport.abort()
+            up_writer.transport.abort()
+            return
         self._writers |= {writer, up_writer}
         pipes = [
             asyncio.create_task(self._pipe(reader, up_writer, False)),
@@ -198,6 +203,7 @@ class Proxy:
 
     async def stop(self) -> None:
         """End all pipes."""
+        self.stopped = True
         self.cut()
         for pipe in self._pipes:
             pipe.cancel()
@@ -220,3 +226,4 @@ async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> Asyn
     finally:
         server.close()
         await proxy.stop()
+        await server.wait_closed()
