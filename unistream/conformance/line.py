@@ -42,6 +42,8 @@ class Line:
         """So many publish calls are refused before anything of them is sent."""
         self.lose_reply = 0
         """So many publish calls are carried out, and their answer is lost."""
+        self.latency = 0.0
+        """So many seconds pass before a call reaches the broker."""
         self.hits = 0
         """How many calls met a fault: the proof that it took effect."""
         self._dead = False
@@ -74,6 +76,9 @@ class Line:
         Raises:
             BrokerUnavailableError: The line is dead and buried.
         """
+        if self.latency:
+            self.hits += 1
+            await asyncio.sleep(self.latency)
         if self._dead:
             return await self._nothing()
         task: asyncio.Future[T] = asyncio.ensure_future(resolve(call()))

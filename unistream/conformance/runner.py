@@ -92,6 +92,9 @@ def run_case(case: Case, target: Target, *, seed: int = 0) -> Result:
         on_loop(target, attempt.run)
     except clock.StuckError as error:
         attempt.fail(f"it hangs: {error}")
+    except asyncio.CancelledError:
+        # A wait that swallowed the limit's cancellation, and was cancelled once more when the loop was closed.
+        attempt.fail("it did not end when it was cancelled")
     except Exception:
         attempt.broken(traceback.format_exc())
     result = attempt.result()

@@ -47,7 +47,7 @@ async def batch_per_message_result(trial: Trial) -> None:
     group = await trial.group(topic)
     producer = await trial.producer(topic)
     identities = [producer.next() for _ in range(20)]
-    if limit > 64 * 1024 * 1024:
+    if limit > 256 * 1024 * 1024:
         # No size is too large here, so the odd one out is a header that nobody may use.
         bodies = [
             Message(each.body(), headers={"unistream-v": b"1"} if place == 6 else None)  # type: ignore[arg-type]

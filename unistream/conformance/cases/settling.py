@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from unistream import Backoff, Retry
+from unistream.conformance.line import Line
 from unistream.conformance.recorded import Lent, RecordedMember
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.trial import CheckError, Trial
@@ -164,6 +165,34 @@ async def lost_refused(trial: Trial) -> None:
     await trial.raises(LeaseLostError, lent.ack(), "DEL-7")
     again = await trial.next(member, "DEL-7", timeout=2 * trial.recovery)
     await again.ack()
+
+
+@case(
+    "ack.late-arrival",
+    rules=("DEL-7", "GRP-2"),
+    level=GATED("fencing", "ack_confirm"),
+    sometimes=("refused", "redelivered"),
+)
+async def late_arrival(trial: Trial) -> None:
+    """An ack that reaches the broker after the lease ended is refused there, and settles nobody else's loan."""
+    topic = await trial.topic()
+    group = await trial.group(topic, max_lease=trial.lease)
+    producer = await trial.producer(topic)
+    line = Line()
+    slow = await trial.member(trial.regroup(await trial.open(line), group), max_in_flight=1)
+    name, _ = await producer.publish()
+    held = await trial.next(slow)
+    line.latency = 1.5 * trial.lease
+    acking = asyncio.create_task(held.ack(confirm=True))
+    other = await trial.member(group)
+    again = await trial.next(other, "GRP-4", timeout=MARGIN * trial.recovery)
+    trial.equal(again.msg, name, "GRP-4", "message lent to the other")
+    await trial.raises(LeaseLostError, acking, "DEL-7")
+    line.latency = 0.0
+    await again.nack(0.0)
+    third = await trial.next(other, "DEL-7")
+    trial.equal(third.msg, name, "DEL-7", "message, which the late ack must not have settled,")
+    await third.ack()
 
 
 @case("ack.coalesced", rules=("DEL-1",), sometimes=("acked",))

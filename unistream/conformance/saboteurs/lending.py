@@ -234,7 +234,7 @@ class LoseOnClose(ConsumerLayer):
         )
 
 
-@saboteur("lose-on-cancel", "END-2", "BPC-5", "GRP-1")
+@saboteur("lose-on-cancel", "END-2", "BPC-5", "GRP-1", "PUB-1")
 class LoseOnCancel(ConsumerLayer):
     """Loses what arrives while a receive is being cancelled or times out."""
 

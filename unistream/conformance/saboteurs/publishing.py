@@ -10,7 +10,7 @@ from unistream.conformance.identity import Identity
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ProducerLayer, resolve
 from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, RawReceipt
-from unistream.errors import NotPublishedError, TooLargeError
+from unistream.errors import NotPublishedError, PublishError
 
 
 @saboteur("null-sink", "PUB-1", "GRP-1")
@@ -223,8 +223,8 @@ class BatchLies(ProducerLayer):
     async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         """Spread one refusal over all."""
         outcomes = await resolve(self.inner.publish(batch, timeout))
-        refused = any(isinstance(outcome, TooLargeError) for outcome in outcomes)
-        return [TooLargeError("one of the batch was too large") for _ in batch] if refused else outcomes
+        refused = next((outcome for outcome in outcomes if isinstance(outcome, PublishError)), None)
+        return outcomes if refused is None else [refused for _ in batch]
 
 
 @saboteur("key-hash-seeded", "ORD-3")
