@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third (state) on; [] when there is no such process."""
+def _stat(process: Path) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third (state) on; [] when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        text = (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # gone before, gone while being read
         return []
     return text.rpartition(")")[2].split()
 
@@ -36,7 +36,7 @@ class Process:
     @classmethod
     def of(cls, pid: int) -> Process:
         """Return the process that has this id now."""
-        fields = _stat(pid)
+        fields = _stat(Path(f"/proc/{pid}"))
         if not fields:
             raise ProcessLookupError(f"no process {pid}")
         return cls(pid, int(fields[19]))
@@ -44,12 +44,14 @@ class Process:
     @property
     def state(self) -> str:
         """`running`, `paused` (SIGSTOP) or `dead`."""
-        fields = _stat(self.pid)
+        process = Path(f"/proc/{self.pid}")
+        fields = _stat(process)
         if not fields or int(fields[19]) != self.birth or fields[0] in "ZX":
             return "dead"
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        threads = [stat.read_text().rpartition(")")[2].split()[0] for stat in tasks]
-        return "paused" if all(state == "T" for state in threads) else "running"
+        if fields[0] != "T":
+            return "running"
+        threads = [_stat(thread) for thread in process.glob("task/*")]
+        return "paused" if all(thread[0] == "T" for thread in threads if thread) else "running"
 
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal to this very process; False when it is dead."""
