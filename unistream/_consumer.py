@@ -331,7 +331,11 @@ class Consumer:
             return False
         self._settler.flush()
         started = self._loop.time()
-        answer = self._driver.receive(free, self._poll)
+        try:
+            answer = self._driver.receive(free, self._poll)
+        except UnistreamError as error:
+            # A driver that answers at once also refuses at once; both ways end in the same place.
+            answer = _refused(error)
         if isinstance(answer, list):
             self._admit(answer, started)
             return bool(answer)
@@ -600,6 +604,10 @@ class _Done:
 
 
 DONE: Awaitable[None] = _Done()
+
+
+async def _refused(error: UnistreamError) -> list[RawDelivery]:
+    raise error
 
 
 def _finish(future: asyncio.Future[Any]) -> None:
