@@ -1,0 +1,465 @@
+"""One member of one group: asks its lanes for messages, judges what was lent before, and hands over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from unistream.core.partitions import partition_for
+from unistream.driver.contract import ConsumerDriver
+from unistream.driver.types import (
+    DataLoss,
+    Event,
+    GroupSpec,
+    RawDelivery,
+    Settlement,
+    SettleOutcome,
+    Token,
+    TopicSpec,
+)
+from unistream.errors import (
+    BrokerUnavailableError,
+    ClosedError,
+    GroupMissingError,
+    TopicMissingError,
+    UnistreamError,
+)
+from unistream_nats.entries import message_of
+from unistream_nats.errors import ApiError, NoResponder, translate
+from unistream_nats.lane import Arrival, Lane
+from unistream_nats.link import Link
+from unistream_nats.loans import Loan, Loans
+from unistream_nats.names import stream_name, who_subject
+from unistream_nats.notes import Notes
+from unistream_nats.upkeep import look_after
+from unistream_nats.wire import Gone, Wire
+
+__all__ = ["NatsConsumer", "Setting"]
+
+_SLICE = 0.5
+"""Seconds that one pull waits: as long as closing may have to wait for its end."""
+_MOST_SLICE = 2.0
+_SETTLING = 0.02
+"""Seconds to wait for the rest of a pull that messages have come by."""
+_UPKEEP_EVERY = 5.0
+_HELD_FOR = 1.0
+"""Seconds that a message waits here for somebody to take it, before it goes back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where a member works, and for whom. `create` makes the group's consumers; used by ephemeral groups."""
+
+    link: Link
+    notes: Notes
+    group: GroupSpec
+    topic: TopicSpec
+    lanes: Mapping[str, str | None]
+    emit: Callable[[Event], None]
+    lost: Callable[[Collection[Token], str], None]
+    create: Callable[[], Awaitable[None]]
+    closed: Callable[[NatsConsumer], None]
+
+
+class NatsConsumer(ConsumerDriver):
+    """
+    One member.
+
+    What the server hands over goes into `_fresh` if it was lent before and must be judged, else into `_held`, so that
+    nothing is lost when `receive` is cancelled; it is given back when nobody takes it.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._group = setting.group
+        self._topic = setting.topic
+        self._stream = stream_name(setting.topic.name)
+        self._link = setting.link
+        self._loop = asyncio.get_running_loop()
+        self._loans = Loans(setting.link, setting.notes, setting.topic.name, setting.group.lease, setting.lost)
+        self._keyed = setting.group.ordering == "key"
+        self._lanes = [
+            Lane(
+                setting.link.place.api,
+                self._stream,
+                name,
+                most=1 if self._keyed and at < len(setting.lanes) - 1 else None,
+                counts=not self._keyed,
+                arrived=self._arrive,
+                changed=self._wake,
+            )
+            for at, name in enumerate(setting.lanes)
+        ]
+        self._name = f"m-{secrets.token_hex(8)}"
+        self._wire: Wire | None = None
+        self._who = 0
+        self._turn = 0
+        self._fresh: list[Arrival] = []
+        self._held: deque[Loan] = deque()
+        self._cautious = False
+        self._signal = asyncio.Event()
+        self._partitions: dict[bytes, int] = {}
+        self._slice = min(_MOST_SLICE, max(_SLICE, _SLICE * len(self._lanes) / 8))
+        self._handling = asyncio.Lock()
+        self._closed = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def join(self) -> None:
+        """Become a member."""
+        with translate(f"join group {self._group.name!r} of topic {self._topic.name!r}", self._topic.name):
+            await self._attach()
+            await look_after(self._link, self._stream, self._lanes)
+            if any(lane.gone for lane in self._lanes):
+                raise await self._missing()
+            await self._link.flush()
+        self._keeper = asyncio.create_task(self._keep())
+
+    # Receiving
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """See `ConsumerDriver.receive`."""
+        with translate(f"receive from topic {self._topic.name!r}", self._topic.name):
+            return await self._receive(limit, timeout)
+
+    async def _receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        started = self._loop.time()
+        until = started + timeout
+        asked = False
+        while True:
+            if self._closed:
+                raise ClosedError("the consumer is closed", driver="nats", topic=self._topic.name)
+            if self._fresh:
+                async with self._handling:
+                    await self._judge()
+            self._report()
+            if self._held and not any(lane.flowing for lane in self._lanes):
+                async with self._handling:
+                    taken = await self._take(limit, started)
+                if taken:
+                    return taken
+                continue
+            if any(lane.gone for lane in self._lanes):
+                await self._revive()
+            await self._attach()
+            self._signal.clear()
+            now = self._loop.time()
+            if asked and now >= until and not any(lane.open for lane in self._lanes):
+                return []
+            asked = asked or self._pull(limit, until - now)
+            await self._wait(until)
+
+    async def _wait(self, until: float) -> None:
+        """Wait for a message, the end of a pull, or the time to look again."""
+        now = self._loop.time()
+        open_lanes = [lane for lane in self._lanes if lane.open]
+        if any(lane.flowing for lane in open_lanes):
+            try:
+                async with asyncio.timeout(_SETTLING):
+                    await self._signal.wait()
+            except TimeoutError:
+                for lane in open_lanes:
+                    lane.still()
+            return
+        at = min((lane.overdue_at for lane in open_lanes), default=max(now + 0.01, min(until, self._rested_at())))
+        try:
+            async with asyncio.timeout_at(at):
+                await self._signal.wait()
+        except TimeoutError:
+            if any(lane.open and lane.overdue_at <= self._loop.time() for lane in open_lanes):
+                await self._doubt()
+
+    def _rested_at(self) -> float:
+        return min(lane.rest_until for lane in self._lanes)
+
+    def _pull(self, limit: int, seconds: float) -> bool:
+        """Ask the lanes that are free for what there is room for; whether anybody was asked."""
+        now = self._loop.time()
+        room = limit - len(self._held) - len(self._fresh) - sum(lane.left for lane in self._lanes)
+        count = len(self._lanes)
+        wait = min(self._slice, max(seconds, 0.02))
+        if room < count - sum(lane.open for lane in self._lanes) and count > 1:
+            # Not all at once: the shorter each waits, the sooner it is the next one's turn.
+            wait = min(wait, 0.1)
+        asked = False
+        begin = self._turn
+        for step in range(count):
+            lane = self._lanes[(begin + step) % count]
+            if room <= 0:
+                break
+            if not lane.ready(now):
+                continue
+            share = 1 if self._cautious else room
+            if lane.most is None and count > 1 and not self._cautious:
+                share = max(1, room - (count - 1 - step))
+            lane.pull(share, wait)
+            room -= lane.left
+            asked = True
+            self._turn = (begin + step + 1) % count
+        return asked
+
+    async def _take(self, limit: int, started: float) -> list[RawDelivery]:
+        """What may be handed over: a suspect alone, and nothing else is kept here beside it."""
+        held = self._held
+        ended = self._loop.time() - self._group.lease
+        while held and held[0].arrival.at <= ended:
+            held.popleft()
+        if not held:
+            return []
+        if held[0].suspect:
+            taken = [held[0]]
+            if len(held) > 1:
+                await self._return(list(held)[1:])
+            self._cautious = True
+        else:
+            taken = []
+            for loan in held:
+                if loan.suspect or len(taken) == limit:
+                    break
+                taken.append(loan)
+            self._cautious = self._cautious and any(loan.suspect for loan in held)
+        early = [loan for loan in taken if loan.arrival.at < started]
+        if early:
+            await self._loans.refresh(early)
+        for _ in taken:
+            held.popleft()
+        return [self._deliver(loan, started) for loan in taken]
+
+    async def _return(self, loans: Sequence[Loan]) -> None:
+        """Give back, untouched, what is held here; goes on when the caller is cancelled."""
+        for loan in loans:
+            self._held.remove(loan)
+        await asyncio.shield(asyncio.ensure_future(self._loans.give_back(loans)))
+
+    def _deliver(self, loan: Loan, started: float) -> RawDelivery:
+        arrival = loan.arrival
+        subject, _, head, body = arrival.native
+        partition = self._partitions.get(subject)
+        if partition is None:
+            partition = self._partition_of(subject)
+        message = message_of(head, body, partition)
+        if partition < 0:
+            key = message.key
+            at = 0 if key is None else partition_for(key, self._topic.partitions)
+            message = message._replace(partition=at)
+        untouched = 0 if loan.note is None else loan.note.untouched
+        return RawDelivery(
+            message,
+            self._loans.lend(loan, started),
+            str(arrival.sequence),
+            arrival.nanoseconds / 1e9,
+            max(1, arrival.lending - untouched),
+            loan.suspect,
+            arrival.native,
+        )
+
+    def _partition_of(self, subject: bytes) -> int:
+        """The partition that a subject names; -1 where a foreign program used another."""
+        words = subject.split(b".")
+        number = int(words[2]) if len(words) > 2 and words[2].isdigit() else -1
+        if number >= self._topic.partitions:
+            number = -1
+        if len(self._partitions) < 4096:
+            self._partitions[subject] = number
+        return number
+
+    # What comes
+
+    def _arrive(self, arrival: Arrival) -> None:
+        if arrival.lending == 1:
+            self._held.append(Loan(arrival, None, False))
+        else:
+            self._fresh.append(arrival)
+
+    def _wake(self) -> None:
+        self._signal.set()
+
+    async def _judge(self) -> None:
+        """Find out how the loans before ended."""
+        fresh = list(self._fresh)
+        if not fresh:
+            return
+        notes = await self._setting.notes.read([(arrival.lane.name, arrival.sequence) for arrival in fresh])
+        for arrival, note in zip(fresh, notes, strict=True):
+            ended = note is not None and note.lending == arrival.lending - 1
+            suspect = note is None or note.suspect or not ended
+            self._held.append(Loan(arrival, note, suspect))
+        del self._fresh[: len(fresh)]
+
+    def _report(self) -> None:
+        for lane in self._lanes:
+            if lane.lost:
+                count, lane.lost = lane.lost, 0
+                detail = "removed before the group read them: by retention or a foreign program"
+                self._setting.emit(DataLoss(self._topic.name, self._group.name, count, detail))
+
+    # Staying
+
+    async def _attach(self) -> None:
+        """Listen on the connection that stands; what was asked on one before is void."""
+        wire = await self._link.wire()
+        if wire is self._wire:
+            return
+        for lane in self._lanes:
+            lane.attach(wire)
+        self._who = wire.subscribe(who_subject(self._topic.name, self._group.name), self._answer_who)
+        self._wire = wire
+
+    def _answer_who(self, subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
+        if self._wire is not None and self._wire.usable and reply:
+            said = json.dumps({"name": self._name, "in_flight": len(self._loans) + len(self._held)}).encode()
+            self._wire.write((b"PUB %b %d\r\n%b\r\n" % (reply, len(said), said),))
+
+    async def _doubt(self) -> None:
+        """A pull got no answer: look whether all is there, and ask anew."""
+        await self._look()
+        if self._wire is not None:
+            for lane in self._lanes:
+                lane.attach(self._wire)
+
+    async def _look(self) -> None:
+        try:
+            await look_after(self._link, self._stream, self._lanes)
+        except NoResponder as error:
+            raise Gone(f"JetStream does not answer: {error}") from error
+
+    async def _revive(self) -> None:
+        """The server says that a consumer is gone: raise, unless it was swept away with an ephemeral group."""
+        for lane in self._lanes:
+            lane.gone = False
+        await self._look()
+        if not any(lane.gone for lane in self._lanes):
+            return
+        missing = await self._missing()
+        if self._group.ephemeral and isinstance(missing, GroupMissingError):
+            await self._setting.create()
+            for lane in self._lanes:
+                lane.gone = False
+            self._loans.end_all("the ephemeral group was removed while its consumer was away")
+            self._held.clear()
+            self._fresh.clear()
+            detail = "the ephemeral group was removed while its consumer was away"
+            self._setting.emit(DataLoss(self._topic.name, self._group.name, None, detail))
+            return
+        self._loans.end_all(str(missing))
+        self._held.clear()
+        self._fresh.clear()
+        raise missing
+
+    async def _missing(self) -> UnistreamError:
+        name = self._topic.name
+        try:
+            with translate(f"topic {name!r}", name):
+                await self._link.api(f"STREAM.INFO.{self._stream}")
+        except TopicMissingError:
+            return TopicMissingError(f"topic {name!r} was deleted", driver="nats", topic=name)
+        return GroupMissingError(f"group {self._group.name!r} of topic {name!r} was deleted", driver="nats", topic=name)
+
+    async def _keep(self) -> None:
+        """What must go on while nobody calls."""
+        upkeep_at = self._loop.time() + _UPKEEP_EVERY
+        while True:
+            await asyncio.sleep(min(1.0, self._group.lease / 4))
+            try:
+                with translate(f"keep the place in group {self._group.name!r}", self._topic.name):
+                    await self._attach()
+                    await self._loans.keep()
+                    await self._return_stale()
+                    if self._loop.time() >= upkeep_at:
+                        upkeep_at = self._loop.time() + _UPKEEP_EVERY
+                        if self._group.ephemeral:
+                            self._show_life()
+                        await self._look()
+            except UnistreamError:
+                # Nothing depends on this one time, and the next `receive` meets the same error and raises it.
+                continue
+
+    def _show_life(self) -> None:
+        """
+        Keep an ephemeral group while nobody receives.
+
+        The server removes it for want of pulls; this one asks for a message of one byte at most, headers included, and
+        there is none, so it never gets any.
+        """
+        body = json.dumps({"batch": 1, "no_wait": True, "max_bytes": 1}).encode()
+        assert self._wire is not None
+        for lane in self._lanes:
+            subject = f"{self._link.place.api}CONSUMER.MSG.NEXT.{self._stream}.{lane.name}"
+            reply = f"{self._wire.inbox}{self._wire.expect_none()}"
+            self._wire.write((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n"))
+
+    async def _return_stale(self) -> None:
+        """Give back what waited too long for somebody to take it."""
+        before = self._loop.time() - min(_HELD_FOR, self._group.lease / 3)
+        async with self._handling:
+            if self._fresh and self._fresh[0].at < before:
+                await self._judge()
+            stale = [loan for loan in self._held if loan.arrival.at < before]
+            if stale:
+                await self._return(stale)
+
+    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
+        """See `ConsumerDriver.settle`."""
+        return await self._loans.settle(batch)
+
+    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+        """See `ConsumerDriver.extend`."""
+        return await self._loans.extend(tokens, seconds)
+
+    # Leaving
+
+    async def close(self) -> None:
+        """See `ConsumerDriver.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._setting.closed(self)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        self._signal.set()
+        try:
+            with translate("leave", self._topic.name):
+                await self._leave()
+        except (BrokerUnavailableError, GroupMissingError, TopicMissingError):
+            # Unreachable, or nothing to leave: what is left ends with its lease.
+            self._held.clear()
+        finally:
+            for lane in self._lanes:
+                lane.detach()
+            if self._wire is not None:
+                self._wire.unsubscribe(self._who)
+
+    async def _leave(self) -> None:
+        if self._wire is None or not self._wire.usable:
+            if self._group.ephemeral:
+                await self._remove()
+            return
+        while open_lanes := [lane for lane in self._lanes if lane.open]:
+            at = max(lane.overdue_at for lane in open_lanes)
+            if at <= self._loop.time() or not self._wire.usable:
+                break
+            self._signal.clear()
+            try:
+                async with asyncio.timeout_at(at):
+                    await self._signal.wait()
+            except TimeoutError:
+                break
+        if self._group.ephemeral:
+            await self._remove()
+            return
+        async with self._handling:
+            await self._judge()
+            if self._held:
+                await self._return(list(self._held))
+
+    async def _remove(self) -> None:
+        for lane in self._lanes:
+            try:
+                await self._link.api(f"CONSUMER.DELETE.{self._stream}.{lane.name}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise

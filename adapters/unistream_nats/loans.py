@@ -1,0 +1,258 @@
+"""The loans that one member holds, and how they end: acks, naks and extensions, many in one write.
+
+JetStream has no fence: an ack names the message, and ends whichever loan of it stands. So a loan ends here by this
+member's own clock, which is behind the server's, and nothing late is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
+from unistream.errors import LeaseLostError
+from unistream_nats.errors import translate
+from unistream_nats.lane import Arrival, Lane
+from unistream_nats.link import Link
+from unistream_nats.notes import Note, Notes
+from unistream_nats.registry import NANOSECONDS
+from unistream_nats.wire import Call, Wire
+
+__all__ = ["Loan", "Loans"]
+
+_ACK = b"+ACK"
+_NAK = b"-NAK"
+_PROGRESS = b"+WPI"
+
+
+class Loan:
+    """
+    One loan.
+
+    Attributes:
+        arrival: The message as it came.
+        deadline: When it ends by our clock.
+        served_until: Until when the server keeps it; renewed for those whose deadline is later.
+        note: What was noted of the message before.
+        suspect: Whether its member before may have died of it.
+        doubtful: A nak was sent and its answer lost.
+    """
+
+    __slots__ = ("arrival", "deadline", "doubtful", "note", "served_until", "suspect")
+
+    def __init__(self, arrival: Arrival, note: Note | None, suspect: bool) -> None:
+        self.arrival = arrival
+        self.note = note
+        self.suspect = suspect
+        self.deadline = 0.0
+        self.served_until = 0.0
+        self.doubtful = False
+
+
+class Loans:
+    """
+    The loans of one member, by token.
+
+    Args:
+        link: The connection.
+        notes: Where it is noted that a message was given back.
+        topic: The topic's name, for errors.
+        lease: Seconds that the server keeps a loan.
+        lost: Takes tokens of loans that ended unasked, and why.
+    """
+
+    def __init__(
+        self, link: Link, notes: Notes, topic: str, lease: float, lost: Callable[[Collection[Token], str], None]
+    ) -> None:
+        self._link = link
+        self._notes = notes
+        self._topic = topic
+        self._lease = lease
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._loans: dict[int, Loan] = {}
+        self._long: dict[int, Loan] = {}
+        self._serial = 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._loans)
+
+    def lend(self, loan: Loan, since: float) -> int:
+        """Take a loan up, lent since `since`; its token."""
+        self._serial += 1
+        loan.deadline = loan.served_until = since + self._lease
+        self._loans[self._serial] = loan
+        return self._serial
+
+    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
+        """See `ConsumerDriver.settle`."""
+        outcomes: list[SettleOutcome] = [None] * len(batch)
+        ends: list[tuple[int, Loan, bytes]] = []
+        returns: list[tuple[int, Loan, Settlement]] = []
+        now = self._loop.time()
+        for at, settlement in enumerate(batch):
+            token, verb, _ = settlement
+            loan = self._loans.get(token)
+            if loan is None or loan.deadline <= now:
+                self._forget(token)
+                if verb is not Verb.EXPIRE:
+                    outcomes[at] = self._refusal()
+            elif verb is Verb.ACK:
+                ends.append((at, loan, _ACK))
+            elif verb is Verb.EXPIRE or loan.doubtful:
+                # The server ends leases by itself. A nak that may have been done must not be repeated: it would end
+                # the next member's loan.
+                self._forget(token)
+            else:
+                returns.append((at, loan, settlement))
+        with translate(f"settle in topic {self._topic!r}", self._topic):
+            if returns:
+                await self._note([(loan, settlement.verb) for _, loan, settlement in returns])
+                ends += [(at, loan, _nak(settlement)) for at, loan, settlement in returns]
+            if ends:
+                refused = await self._tell([(loan, what) for _, loan, what in ends], doubtful=bool(returns))
+                for at, loan, _ in ends:
+                    if loan.arrival.lane in refused:
+                        outcomes[at] = self._refusal()
+        settled = [loan.note.sequence for _, loan, what in ends if what is _ACK and loan.note is not None]
+        for at, _, _ in ends:
+            self._forget(batch[at].token)
+        self._notes.drop(settled)
+        return outcomes
+
+    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+        """See `ConsumerDriver.extend`."""
+        outcomes: list[SettleOutcome] = [None] * len(tokens)
+        now = self._loop.time()
+        asked: list[tuple[int, Loan]] = []
+        for at, token in enumerate(tokens):
+            loan = self._loans.get(token)
+            if loan is None or loan.deadline <= now:
+                outcomes[at] = self._refusal()
+            else:
+                asked.append((at, loan))
+        if not asked:
+            return outcomes
+        with translate(f"extend in topic {self._topic!r}", self._topic):
+            refused = await self._tell([(loan, _PROGRESS) for _, loan in asked])
+        for at, loan in asked:
+            if loan.arrival.lane in refused:
+                self._forget(tokens[at])
+                outcomes[at] = self._refusal()
+                continue
+            loan.deadline = now + seconds
+            loan.served_until = now + self._lease
+            if seconds > self._lease:
+                self._long[tokens[at]] = loan
+            else:
+                self._long.pop(tokens[at], None)
+        return outcomes
+
+    async def refresh(self, loans: Sequence[Loan]) -> None:
+        """Let the server's leases begin anew, before the loans are handed over."""
+        await self._tell([(loan, _PROGRESS) for loan in loans])
+
+    async def give_back(self, loans: Sequence[Loan]) -> None:
+        """Give back, untouched, what was never handed over."""
+        await self._note([(loan, Verb.RELEASE) for loan in loans])
+        await self._tell([(loan, _NAK) for loan in loans])
+
+    async def keep(self) -> None:
+        """Renew at the server what was extended beyond its lease; those that ended there are lost."""
+        now = self._loop.time()
+        over = [token for token, loan in self._long.items() if loan.served_until <= now < loan.deadline]
+        for token in over:
+            self._forget(token)
+        if over:
+            self._lost(over, "they could not be renewed in time")
+        due = [
+            loan
+            for loan in self._long.values()
+            if loan.served_until < loan.deadline and loan.served_until - now < self._lease * 2 / 3
+        ]
+        if due:
+            await self._tell([(loan, _PROGRESS) for loan in due])
+            for loan in due:
+                loan.served_until = now + self._lease
+
+    def end_all(self, why: str) -> None:
+        """Every loan has ended, unasked."""
+        tokens = list(self._loans)
+        self._loans.clear()
+        self._long.clear()
+        if tokens:
+            self._lost(tokens, why)
+
+    def _forget(self, token: Token) -> None:
+        self._loans.pop(token, None)
+        if self._long:
+            self._long.pop(token, None)
+
+    async def _note(self, returns: Sequence[tuple[Loan, Verb]]) -> None:
+        notes = []
+        for loan, verb in returns:
+            before = 0 if loan.note is None else loan.note.untouched
+            untouched = verb is Verb.RELEASE
+            note = Note(loan.arrival.lending, before + untouched, loan.suspect and untouched)
+            notes.append((loan.arrival.lane.name, loan.arrival.sequence, note))
+        await self._notes.write(notes)
+
+    async def _tell(self, words: Sequence[tuple[Loan, bytes]], *, doubtful: bool = False) -> Collection[Lane]:
+        """
+        Send words on loans, and wait until the server has done them all.
+
+        Only the last one to each consumer asks for an answer: the server takes what comes from one connection for one
+        consumer in order.
+
+        Returns:
+            The lanes that are not there any more.
+        """
+        wire = await self._link.wire()
+        last = {loan.arrival.lane: at for at, (loan, _) in enumerate(words)}
+        calls: dict[Lane, Call] = {}
+        numbers: list[int] = []
+        data: list[bytes] = []
+        for at, (loan, what) in enumerate(words):
+            reply = loan.arrival.native.reply
+            if last[loan.arrival.lane] != at:
+                data.append(b"PUB %b %d\r\n%b\r\n" % (reply, len(what), what))
+                continue
+            call = Call(reply.decode(), self._loop.create_future())
+            calls[loan.arrival.lane] = call
+            number = wire.expect(call)
+            numbers.append(number)
+            data.append(b"PUB %b %b%d %d\r\n%b\r\n" % (reply, wire.inbox.encode(), number, len(what), what))
+        try:
+            wire.write(data)
+            if doubtful:
+                for loan, what in words:
+                    loan.doubtful = loan.doubtful or what is not _ACK
+            return await self._answers(wire, calls)
+        finally:
+            for number in numbers:
+                wire.forget(number)
+
+    async def _answers(self, wire: Wire, calls: dict[Lane, Call]) -> Collection[Lane]:
+        refused = []
+        try:
+            async with asyncio.timeout(self._link.place.dead_peer_after):
+                for lane, call in calls.items():
+                    head, _ = await call.future
+                    if head:
+                        lane.gone = True
+                        refused.append(lane)
+        except TimeoutError as error:
+            raise TimeoutError("no answer to a settle") from error
+        return refused
+
+    def _refusal(self) -> LeaseLostError:
+        return LeaseLostError(
+            f"the loan of a message of topic {self._topic!r} has ended", driver="nats", topic=self._topic
+        )
+
+
+def _nak(settlement: Settlement) -> bytes:
+    if settlement.verb is not Verb.NACK or settlement.delay <= 0:
+        return _NAK
+    return b'-NAK {"delay": %d}' % round(settlement.delay * NANOSECONDS)
