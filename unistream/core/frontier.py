@@ -90,6 +90,11 @@ class Frontier:
         """Offsets from the frontier to the newest one: a bound on what a crash delivers again; bound it."""
         return self._next - self.frontier
 
+    @property
+    def settled_ahead(self) -> int:
+        """Number of offsets that an earlier owner settled and that are not registered here yet."""
+        return sum(end - first for first, end, state in self._restored if state == _SETTLED)
+
     def register(self, offset: int) -> bool:
         """Take note of a message that the broker handed over; return False if an earlier owner settled it.
 

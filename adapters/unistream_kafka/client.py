@@ -1,0 +1,148 @@
+"""Makes kafka-python's clients: where they connect to, what they are told, and how they end when they fail.
+
+kafka-python 3.0.12 has no address map, hides a refused password behind a timeout, leaves a thread behind when a
+constructor fails, and spins while a node is connecting. All four are put right here, through its `kafka_client` option.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from kafka import KafkaProducer
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+__all__ = ["Place", "Secret", "abandon", "connect", "connected", "discard"]
+
+C = TypeVar("C")
+
+# Without a handler of its own Python prints the client's warnings, several per attempt to connect, to stderr.
+logging.getLogger("kafka").addHandler(logging.NullHandler())
+
+_SPIN_MS = 20.0
+_JOIN_SECONDS = 5.0
+
+
+class Secret(str):
+    """A password that does not show: kafka-python logs its whole configuration at level DEBUG."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a cluster is, and how to enter it.
+
+    Attributes:
+        label: The URL without password.
+        hosts: `(host, port)` pairs to begin with.
+        connect_timeout: Seconds for one attempt to connect.
+        dead_peer_after: Seconds without an answer after which a connection counts as dead.
+        security: kafka-python's options for TLS and SASL.
+        dial: Maps addresses.
+    """
+
+    label: str
+    hosts: tuple[tuple[str, int], ...]
+    connect_timeout: float
+    dead_peer_after: float
+    security: Mapping[str, Any] = field(repr=False)
+    dial: Callable[[str, int], tuple[str, int]] = field(repr=False)
+
+    def config(self) -> dict[str, Any]:
+        """Options that every kind of client takes."""
+        return {
+            "bootstrap_servers": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts],
+            "bootstrap_timeout_ms": int(self.connect_timeout * 1000),
+            "request_timeout_ms": int(self.dead_peer_after * 1000),
+            "reconnect_backoff_max_ms": 1000,
+            **self.security,
+        }
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]
+    """Connections that go where `dial` says; certificates are still checked against the address itself."""
+
+    def __init__(self, net: Any, place: Place, **configs: Any) -> None:
+        super().__init__(net, socket_connection_setup_timeout_ms=int(place.connect_timeout * 1000), **configs)
+        self._place = place
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        host, port = self._place.dial(node.host, node.port)
+        sock = await create_connection(self._net, host, port, self.config["socket_options"], timeout_at=timeout_at)
+        if self.ssl_enabled:
+            options = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
+            transport = KafkaSSLTransport(self._net, sock, host=node.host, **options)
+        else:
+            transport = KafkaTCPTransport(self._net, sock, host=node.host)
+        await transport.handshake()
+        return transport
+
+
+class _Client(KafkaNetClient):  # type: ignore[misc]
+    def connection_delay(self, node_id: Any) -> float:
+        """
+        Seconds until a node may be asked again, which the producer takes for milliseconds.
+
+        So it would poll a node that is connecting without a pause, at 70 % of a core (`Sender._send_producer_data`).
+        """
+        delay: float = super().connection_delay(node_id)
+        return max(delay * 1000, _SPIN_MS) if self.is_disconnected(node_id) else delay
+
+
+def connect(kind: Callable[..., C], place: Place, *, producer: bool = False, **options: Any) -> C:
+    """
+    Make a KafkaProducer, KafkaConsumer or KafkaAdminClient. Blocks for up to `connect_timeout`.
+
+    Raises:
+        KafkaError: It can't be made; nothing is left behind. A refusal of the credentials is raised as such.
+    """
+    made: list[KafkaNetClient] = []
+
+    def make(**configs: Any) -> KafkaNetClient:
+        net = NetworkSelector(**configs)
+        manager = _Manager(net, place, **configs)
+        made.append((_Client if producer else KafkaNetClient)(net=net, manager=manager, **configs))
+        return made[-1]
+
+    try:
+        return kind(**{**place.config(), **options}, kafka_client=make)
+    except Exception as error:
+        refused = [why for client in made for why in client._manager._auth_failures.values()]
+        for client in made:
+            abandon(client)
+        if refused:
+            raise refused[0] from error
+        raise
+
+
+def abandon(client: KafkaNetClient) -> None:
+    """Close a client's connections, and its thread, without a word to the broker."""
+    client._manager.close()
+    client._net.close()
+
+
+def discard(client: KafkaProducer) -> None:
+    """
+    Close a KafkaProducer, giving up what it holds: every future of it is resolved on return.
+
+    Its own `close` raises when something is undecided, and then leaves its thread behind.
+    """
+    client._unregister_cleanup()
+    client._closed = True
+    client._sender.force_close()
+    client._sender.join(_JOIN_SECONDS)
+
+
+def connected(client: KafkaNetClient) -> bool:
+    """Whether any connection stands; may be called from any thread."""
+    return any(connection.connected for connection in list(client._manager._conns.values()))

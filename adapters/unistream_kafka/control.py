@@ -1,0 +1,385 @@
+"""What needs no member and no producer: topics, offsets, groups and their claims. Blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import (
+    ConfigResource,
+    ConfigResourceType,
+    KafkaAdminClient,
+    MemberToRemove,
+    OffsetSpec,
+    OffsetTimestamp,
+)
+from kafka.errors import (
+    KafkaError,
+    NoError,
+    NotControllerError,
+    NotCoordinatorError,
+    TopicAlreadyExistsError,
+    UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from kafka.structs import OffsetAndMetadata
+
+from unistream.driver.types import GroupSpec, Lag, Member, Retention, StartAt, TopicSpec
+from unistream.errors import ConfigError, GroupMissingError, TopicMissingError, UnsupportedError
+from unistream_kafka.client import Place, connect
+from unistream_kafka.progress import settled_beyond
+from unistream_kafka.registry import Claim, Registry, group_id
+
+__all__ = ["Control", "Standing", "position_of"]
+
+T = TypeVar("T")
+
+_DAY_MS = 86_400_000
+_SEGMENT_MS = 7 * _DAY_MS  # Kafka's default
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A topic as it stands: its declaration, Kafka's id of it, and the nodes that lead its partitions."""
+
+    spec: TopicSpec
+    topic_id: str
+    leaders: tuple[int, ...]
+
+
+def position_of(partition: int, offset: int) -> str:
+    """The text of a message's place."""
+    return f"{partition}/{offset}"
+
+
+def _place_in(position: str) -> tuple[int, int]:
+    partition, separator, offset = position.partition("/")
+    if not (separator and partition.isdecimal() and offset.isdecimal()):
+        raise ConfigError(f"{position!r} is not a position of this backend; take one from a receipt or a delivery")
+    return int(partition), int(offset)
+
+
+class Control:
+    """
+    An admin client that is opened when it is needed, and again after it failed.
+
+    Args:
+        place: The cluster.
+        replication: Copies of topics made here; -1: the cluster's default.
+    """
+
+    def __init__(self, place: Place, replication: int) -> None:
+        self._place = place
+        self._replication = replication
+        self._client: KafkaAdminClient | None = None
+        self._registry = Registry(place, self.admin)
+
+    def admin(self) -> KafkaAdminClient:
+        """The admin client; one attempt to open it if there is none."""
+        if self._client is None:
+            self._client = connect(KafkaAdminClient, self._place)
+        return self._client
+
+    def run(self, work: Callable[[Control], T]) -> T:
+        """Do some work; after a failure of Kafka's or the network's the next call connects anew."""
+        try:
+            return work(self)
+        except (NotCoordinatorError, NotControllerError):
+            # The client keeps addresses of coordinators for good; a new one asks.
+            self.close()
+            return work(self)
+        except (KafkaError, OSError, RuntimeError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection."""
+        client, self._client = self._client, None
+        try:
+            self._registry.close()
+        finally:
+            if client is not None:
+                client.close()
+
+    # Topics
+
+    def create_topic(self, spec: TopicSpec) -> TopicSpec:
+        """Create a topic unless it exists; as it now stands."""
+        try:
+            self.admin().create_topics(
+                {
+                    spec.name: {
+                        "num_partitions": spec.partitions,
+                        "replication_factor": self._replication,
+                        "configs": _configs(spec),
+                    }
+                },
+                wait_for_metadata=True,
+            )
+        except TopicAlreadyExistsError:
+            self.admin().wait_for_topics([spec.name])
+        return self.topic(spec.name, spec).spec
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic, the claims of its groups, and the groups without members."""
+        admin = self.admin()
+        ids = [group_id(name, claim.spec.name) for claim in self._claims_of(name)]
+        self._registry.remove(name)
+        try:
+            admin.delete_topics([name])
+        except UnknownTopicOrPartitionError:
+            return
+        if ids:
+            # Members of it notice by themselves that the topic is gone; an id without members is forgotten here.
+            admin.delete_groups(ids)
+
+    def _claims_of(self, name: str) -> list[Claim]:
+        try:
+            return self._registry.groups(name, self.topic(name).topic_id)
+        except TopicMissingError:
+            return []
+
+    def topic(self, name: str, like: TopicSpec | None = None) -> Standing:
+        """A topic as it stands; of what Kafka can't tell as in `like`."""
+        [found] = self._topics([name], like)
+        return found
+
+    def topics(self) -> list[TopicSpec]:
+        """All topics but Kafka's and our own internal ones, by name."""
+        names = sorted(name for name in self.admin().list_topics() if not name.startswith("__"))
+        return [standing.spec for standing in self._topics(names)] if names else []
+
+    def _topics(self, names: Sequence[str], like: TopicSpec | None = None) -> list[Standing]:
+        admin = self.admin()
+        told = {each["name"]: each for each in admin.describe_topics(list(names))}
+        for name in names:
+            code = told[name]["error_code"] if name in told else UnknownTopicOrPartitionError.errno
+            if code:
+                error = for_code(code)()
+                if isinstance(error, UnknownTopicOrPartitionError):
+                    raise TopicMissingError(f"there is no topic {name!r}", driver="kafka", topic=name) from error
+                raise error
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        configs = admin.describe_configs(resources, config_filter="all").get("topic", {})
+        return [_standing(told[name], configs[name], like) for name in names]
+
+    # Groups
+
+    def create_group(self, spec: GroupSpec) -> Claim:
+        """Create a group unless it exists; the claim that counts, its offsets pinned in Kafka."""
+        topic = self.topic(spec.topic)
+        claim = self._registry.find(spec.topic, spec.name, topic.topic_id)
+        if claim is None:
+            there = self._committed(spec.topic, spec.name)
+            offsets = self._starts(spec.topic, topic.spec.partitions, spec.start)
+            # Offsets without a claim are those of a group that foreign tools made: it is adopted where it stands.
+            offsets = [there.get(partition, (offset, ""))[0] for partition, offset in enumerate(offsets)]
+            claim = self._registry.claim(Claim.new(spec, topic.topic_id, offsets))
+        if not claim.pinned:
+            self._pin(claim)
+        return claim
+
+    def _pin(self, claim: Claim) -> None:
+        spec = claim.spec
+        there = self._committed(spec.topic, spec.name)
+        missing = {at: offset for at, offset in enumerate(claim.offsets) if at not in there}
+        if missing:
+            self._commit(spec.topic, spec.name, missing)
+        self._registry.pinned(claim)
+
+    def _commit(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
+        """
+        Store offsets for a group without members.
+
+        Raises:
+            UnknownMemberIdError: It has members.
+        """
+        wanted = {TopicPartition(topic, at): OffsetAndMetadata(offset, "", -1) for at, offset in offsets.items()}
+        for error in self.admin().alter_group_offsets(group_id(topic, group), wanted).values():
+            if error is not NoError:
+                raise error()
+
+    def _committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
+        name = group_id(topic, group)
+        told = self.admin().list_group_offsets({name: None})[name]
+        return {
+            at.partition: (found.offset, found.metadata or "")
+            for at, found in told.items()
+            if at.topic == topic and found.offset >= 0
+        }
+
+    def group(self, topic: str, name: str) -> Claim:
+        """The claim of a group that must exist."""
+        claim = self._registry.find(topic, name, self.topic(topic).topic_id)
+        if claim is None:
+            raise GroupMissingError(f"topic {topic!r} has no group {name!r}", driver="kafka", topic=topic)
+        return claim
+
+    def check(self, topic: str, topic_id: str, group: str | None) -> None:
+        """Look whether a topic, and a group of it, are still the same."""
+        [told] = self.admin().describe_topics([topic])
+        if told["error_code"] == UnknownTopicOrPartitionError.errno or str(told["topic_id"]) != topic_id:
+            raise TopicMissingError(f"topic {topic!r} was deleted", driver="kafka", topic=topic)
+        if group is not None and self._registry.find(topic, group, topic_id) is None:
+            raise GroupMissingError(f"group {group!r} of topic {topic!r} was deleted", driver="kafka", topic=topic)
+
+    def groups(self, topic: str) -> list[GroupSpec]:
+        """The groups of a topic, by name."""
+        claims = self._registry.groups(topic, self.topic(topic).topic_id)
+        return sorted((claim.spec for claim in claims), key=lambda spec: spec.name)
+
+    def delete_group(self, topic: str, name: str) -> None:
+        """Delete a group; its members are put out, and find no claim when they come again."""
+        self._registry.remove(topic, name)
+        admin = self.admin()
+        identity = group_id(topic, name)
+        while True:
+            result = admin.delete_groups([identity])[identity]
+            if result in ("OK", "GroupIdNotFoundError"):
+                return
+            if result == "NotCoordinatorError":
+                raise NotCoordinatorError(identity)
+            if result != "NonEmptyGroupError":
+                raise KafkaError(f"deleting group {identity}: {result}")
+            described = admin.describe_groups([identity])[identity]
+            leavers = [MemberToRemove(member["member_id"]) for member in described["members"]]
+            admin.remove_group_members(identity, leavers)
+
+    def lag(self, topic: str, name: str) -> Lag:
+        """Messages after the stored cursor that are not settled."""
+        claim = self.group(topic, name)
+        there = self._committed(topic, name)
+        partitions = self.topic(topic).spec.partitions
+        first, end = (self._offsets(topic, partitions, at) for at in (OffsetSpec.EARLIEST, OffsetSpec.LATEST))
+        total = 0
+        for at in range(partitions):
+            start = claim.offsets[at] if at < len(claim.offsets) else 0
+            cursor, text = there.get(at, (start, ""))
+            cursor, settled = (cursor, settled_beyond(cursor, text)) if cursor >= first[at] else (first[at], 0)
+            total += max(0, end[at] - cursor - settled)
+        return Lag(total, True)
+
+    def members(self, topic: str, name: str) -> list[Member]:
+        """The members that Kafka believes alive."""
+        self.group(topic, name)
+        identity = group_id(topic, name)
+        described = self.admin().describe_groups([identity])[identity]
+        return [Member(member["member_id"]) for member in described["members"]]
+
+    def seek(self, topic: str, name: str, to: StartAt) -> None:
+        """Move a group without members."""
+        self.group(topic, name)
+        starts = self._starts(topic, self.topic(topic).spec.partitions, to)
+        try:
+            self._commit(topic, name, dict(enumerate(starts)))
+        except UnknownMemberIdError as error:
+            raise UnsupportedError(
+                f"seek group {name!r} of topic {topic!r}: members are joined; close them first",
+                capability="seek",
+                driver="kafka",
+                topic=topic,
+            ) from error
+
+    # Offsets
+
+    def _offsets(self, topic: str, partitions: int, at: Any) -> list[int]:
+        wanted = {TopicPartition(topic, partition): at for partition in range(partitions)}
+        told = self.admin().list_partition_offsets(wanted)
+        return [told[partition].offset for partition in wanted]
+
+    def ends(self, topic: str, partitions: int) -> list[int]:
+        """The offset that the next message of each partition will have."""
+        return self._offsets(topic, partitions, OffsetSpec.LATEST)
+
+    def _starts(self, topic: str, partitions: int, start: StartAt) -> list[int]:
+        if start == "earliest":
+            return self._offsets(topic, partitions, OffsetSpec.EARLIEST)
+        ends = self.ends(topic, partitions)
+        if start == "latest":
+            return ends
+        if isinstance(start, datetime):
+            since = start - datetime(1970, 1, 1, tzinfo=UTC)
+            # Exact arithmetic: a float's microseconds could fall into the millisecond before.
+            return self._since(topic, ends, max(0, -(-since // timedelta(milliseconds=1))))
+        partition, offset = _place_in(start)
+        if partition >= partitions:
+            raise ConfigError(f"position {start!r}: topic {topic!r} has {partitions} partitions", topic=topic)
+        # A position names a place in its own partition; in the others the group begins at the same time.
+        when = self._time_at(TopicPartition(topic, partition), offset, ends[partition])
+        starts = ends if when is None else self._since(topic, ends, when)
+        starts[partition] = min(offset, ends[partition])
+        return starts
+
+    def _since(self, topic: str, ends: Sequence[int], milliseconds: int) -> list[int]:
+        found = self._offsets(topic, len(ends), OffsetTimestamp(milliseconds))
+        return [end if offset < 0 else offset for offset, end in zip(found, ends, strict=True)]
+
+    def _time_at(self, partition: TopicPartition, offset: int, end: int) -> int | None:
+        """When the message at `offset`, or the next one after it, was stored; `None`: there is none."""
+        if offset >= end:
+            return None
+        reader = connect(
+            KafkaConsumer,
+            self._place,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            metrics_enabled=False,
+        )
+        try:
+            reader.assign([partition])
+            reader.seek(partition, offset)
+            found = reader.poll(timeout_ms=int(self._place.connect_timeout * 1000), max_records=1).get(partition)
+            return int(found[0].timestamp) if found else None
+        finally:
+            reader.close(autocommit=False, timeout_ms=0)
+
+
+def _configs(spec: TopicSpec) -> dict[str, str]:
+    retention = spec.retention
+    configs = {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1" if retention.max_age is None else str(math.ceil(retention.max_age * 1000)),
+        "retention.bytes": str(_bytes_per_partition(spec)),
+        # The broker's clock, so that starting at a time does not depend on the publishers' clocks.
+        "message.timestamp.type": "LogAppendTime",
+    }
+    if retention.max_age is not None and retention.max_age * 1000 < 4 * _SEGMENT_MS:
+        # Whole segments are removed, a quarter of the age each.
+        configs["segment.ms"] = str(max(60_000, int(retention.max_age * 250)))
+    return configs
+
+
+def _bytes_per_partition(spec: TopicSpec) -> int:
+    most = spec.retention.max_bytes
+    return -1 if most is None else math.ceil(most / spec.partitions)
+
+
+def _standing(told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSpec | None) -> Standing:
+    partitions = len(told["partitions"])
+    milliseconds = int(configs["retention.ms"]["value"])
+    size = int(configs["retention.bytes"]["value"])
+    same_size = like is not None and like.partitions == partitions and _bytes_per_partition(like) == size
+    retention = Retention(
+        max_age=None if milliseconds < 0 else milliseconds / 1000,
+        max_bytes=like.retention.max_bytes
+        if like is not None and same_size
+        else None
+        if size < 0
+        else size * partitions,
+    )
+    spec = TopicSpec(
+        told["name"],
+        partitions,
+        # A Kafka topic orders its partitions whether asked to or not: any topic gives order by key.
+        "key" if like is None else like.ordering,
+        retention,
+        overflow="reject" if like is None else like.overflow,
+    )
+    leaders = tuple(sorted({partition["leader_id"] for partition in told["partitions"]}))
+    return Standing(spec, str(told["topic_id"]), leaders)

@@ -1,0 +1,325 @@
+"""The blocking half of a member: a KafkaConsumer, polled by the one thread that owns it.
+
+Polls as long as the member lives, so that membership does not depend on anybody asking for messages; fetches only when
+the other half wants some. Rebalances and commits run on the client's own event loop, and go through the crossing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.base import MemberState
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.future import Future
+from kafka.structs import OffsetAndMetadata
+
+from unistream.driver.owner_thread import Crossing
+from unistream_kafka.client import Place, abandon, connect, connected
+
+__all__ = ["Assigned", "Half", "Member"]
+
+_IDLE_SECONDS = 0.1
+"""Between two looks at the group while nothing is wanted."""
+_POLL_MS = 250
+_LOST_CONTACT = 0.8
+"""Of the session, without a heartbeat, after which this side takes its membership for lost: before the broker does."""
+_LEAVE_MS = 3000
+
+Assigned = Mapping[int, tuple[int, str] | None]
+"""Partition -> the stored cursor and its text, or `None` where Kafka holds none."""
+
+
+class Half(Protocol):
+    """The other half, on the event loop; a member calls it through the crossing, but for `place`."""
+
+    def joined(self) -> None:
+        """The member takes part in the group."""
+
+    def assigned(self, stored: Assigned) -> None:
+        """Partitions came."""
+
+    def revoked(self, partitions: Sequence[int], done: Callable[[], None]) -> None:
+        """Partitions go to others as soon as `done` is called."""
+
+    def lost(self, partitions: Sequence[int] | None, reason: str) -> None:
+        """Partitions, or all of them, are gone already."""
+
+    def arrived(self, found: Mapping[int, Sequence[Any]]) -> None:
+        """Messages, in order."""
+
+    def trimmed(self, partition: int, wanted: int, first: int, end: int) -> None:
+        """The messages from `wanted` to `first` are gone."""
+
+    def failed(self, error: BaseException) -> None:
+        """The member has ended."""
+
+    def left(self) -> None:
+        """The thread has ended."""
+
+    def reachable(self, error: str | None) -> None:
+        """The way to the cluster is lost, for a reason, or back."""
+
+    def place(self, partition: int) -> int:
+        """Where a partition begins for which Kafka holds no cursor; called from the client's thread."""
+
+
+class Member:
+    """
+    One KafkaConsumer and its owner thread.
+
+    Args:
+        place: The cluster.
+        half: The other half.
+        crossing: The way to it.
+        topic: Name of the topic.
+        group: Kafka's name of the group; `None`: ephemeral, all partitions, nothing is stored.
+        starts: Of an ephemeral member: where each partition begins.
+        session: Seconds without a heartbeat after which the broker puts a member out.
+
+    Attributes:
+        blocked: Partitions that are not fetched from, set by the other half.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        half: Half,
+        crossing: Crossing,
+        *,
+        topic: str,
+        group: str | None,
+        starts: Sequence[int],
+        session: float,
+    ) -> None:
+        self.blocked: frozenset[int] = frozenset()
+        self._place = place
+        self._half = half
+        self._crossing = crossing
+        self._topic = topic
+        self._group = group
+        self._starts = starts
+        self._session = session
+        self._client: KafkaConsumer | None = None
+        self._bell = threading.Condition()
+        self._wanted = 0
+        self._leaving = False
+        self._joined = False
+        self._down: float | None = None
+        self._contact = True
+        self._thread = threading.Thread(target=self._run, name=f"unistream-kafka-member-{topic}", daemon=True)
+
+    # For the event loop
+
+    def start(self) -> None:
+        """Begin; `Half.joined` or `Half.failed` follows."""
+        self._thread.start()
+
+    def want(self, messages: int) -> None:
+        """Have up to so many messages fetched, once."""
+        with self._bell:
+            self._wanted = messages
+            self._bell.notify()
+
+    def leave(self) -> None:
+        """Leave the group and end the thread, without waiting."""
+        with self._bell:
+            self._leaving = True
+            self._bell.notify()
+
+    def commit(
+        self,
+        offsets: Mapping[int, tuple[int, str]],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """
+        Store cursors and texts in the name of this generation of the group, and tell `done` on the loop.
+
+        Goes past the owner thread, to the client's event loop: `poll` may be waiting for messages just now.
+        """
+        client = self._client
+        if client is None:
+            done(KafkaError("the member has ended"))
+            return
+        wanted = {
+            TopicPartition(self._topic, at): OffsetAndMetadata(cursor, text, -1)
+            for at, (cursor, text) in offsets.items()
+        }
+        try:
+            answer = client._manager.call_soon(client._coordinator._send_offset_commit_request, wanted)
+        except RuntimeError as error:
+            done(error)
+            return
+        answer.add_callback(lambda _: self._crossing.put(done, None))
+        answer.add_errback(lambda error: self._crossing.put(done, error))
+
+    # The owner thread
+
+    def _run(self) -> None:
+        try:
+            self._client = self._open()
+        except Exception as error:
+            self._crossing.put(self._half.failed, error)
+            self._crossing.put(self._half.left)
+            return
+        try:
+            while not self._leaving:
+                self._step(self._client)
+        except Exception as error:
+            self._crossing.put(self._half.failed, error)
+        finally:
+            client, self._client = self._client, None
+            self._close(client)
+            self._crossing.put(self._half.left)
+
+    def _open(self) -> KafkaConsumer:
+        session_ms = int(self._session * 1000)
+        options: dict[str, Any] = {
+            "group_id": self._group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+            "fetch_max_bytes": 8 * 1024 * 1024,
+        }
+        if self._group is not None:
+            options |= {
+                "partition_assignment_strategy": [CooperativeStickyAssignor],
+                "session_timeout_ms": session_ms,
+                "heartbeat_interval_ms": min(1000, session_ms // 4),
+                # Also how long the others wait for this member in a rebalance, and for the answer to a join request.
+                "max_poll_interval_ms": max(session_ms, 5000),
+            }
+        client = connect(KafkaConsumer, self._place, **options)
+        if self._group is not None:
+            client.subscribe([self._topic], listener=_Listener(self, client))
+        else:
+            partitions = [TopicPartition(self._topic, at) for at in range(len(self._starts))]
+            client.assign(partitions)
+            for partition, offset in zip(partitions, self._starts, strict=True):
+                client.seek(partition, offset)
+            self._crossing.put(self._half.assigned, {at: (offset, "") for at, offset in enumerate(self._starts)})
+            self._tell_joined()
+        return client
+
+    def _step(self, client: KafkaConsumer) -> None:
+        with self._bell:
+            if not self._wanted and not self._leaving and self._joined:
+                self._bell.wait(_IDLE_SECONDS)
+            wanted = self._wanted
+        if self._leaving:
+            return
+        self._watch(client)
+        self._pause(client, everything=not wanted)
+        idle = not wanted or self._down is not None
+        try:
+            found = client.poll(timeout_ms=0 if idle and self._joined else _POLL_MS, max_records=wanted or 1)
+        except OffsetOutOfRangeError as error:
+            self._trimmed(client, error)
+            return
+        if not self._joined and client.group_metadata().state is MemberState.STABLE:
+            self._tell_joined()
+        if found:
+            with self._bell:
+                self._wanted = 0
+            self._crossing.put(self._half.arrived, {at.partition: messages for at, messages in found.items()})
+        elif self._down is not None:
+            # The client answers at once while it can't connect.
+            with self._bell:
+                if not self._leaving:
+                    self._bell.wait(_IDLE_SECONDS)
+
+    def _tell_joined(self) -> None:
+        self._joined = True
+        self._crossing.put(self._half.joined)
+
+    def _pause(self, client: KafkaConsumer, *, everything: bool) -> None:
+        blocked, paused = self.blocked, client.paused()
+        mine = client.assignment()
+        pause = [at for at in mine if (everything or at.partition in blocked) and at not in paused]
+        if pause:
+            client.pause(*pause)
+        if not everything:
+            resume = [at for at in paused if at.partition not in blocked]
+            if resume:
+                client.resume(*resume)
+
+    def _watch(self, client: KafkaConsumer) -> None:
+        """Notice that the connections are gone, and that the membership may be."""
+        now = time.monotonic()
+        if connected(client._client):
+            if self._down is not None:
+                self._down = None
+                self._crossing.put(self._half.reachable, None)
+        elif self._down is None:
+            self._down = now
+            self._crossing.put(self._half.reachable, "no connection to any node")
+        if self._group is None or not self._joined:
+            return
+        heartbeat = client._coordinator.heartbeat
+        stable = client.group_metadata().state is MemberState.STABLE
+        if not stable and self._down is None:
+            # A rebalance: the broker holds the join request, and the membership with it.
+            self._contact = True
+            return
+        silent = now - max(heartbeat.last_receive, heartbeat.last_reset)
+        if silent <= _LOST_CONTACT * self._session:
+            self._contact = True
+        elif self._contact:
+            self._contact = False
+            self._crossing.put(self._half.lost, None, f"no heartbeat was answered for {silent:.1f} s")
+
+    def _trimmed(self, client: KafkaConsumer, error: OffsetOutOfRangeError) -> None:
+        for partition, wanted in error.args[0].items():
+            patience = int(self._place.connect_timeout * 1000)
+            first = client.beginning_offsets([partition], timeout_ms=patience)[partition]
+            end = client.end_offsets([partition], timeout_ms=patience)[partition]
+            client.seek(partition, first if wanted < first else end)
+            self._crossing.put(self._half.trimmed, partition.partition, wanted, first, end)
+
+    def _close(self, client: KafkaConsumer) -> None:
+        try:
+            if self._down is None:
+                client.close(autocommit=False, timeout_ms=_LEAVE_MS)
+        except (KafkaError, RuntimeError):
+            # Out of reach: the membership ends with its session.
+            self._down = time.monotonic()
+        finally:
+            abandon(client._client)
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Takes the client's word of a rebalance to the loop; the rebalance waits, heartbeats go on."""
+
+    def __init__(self, member: Member, client: KafkaConsumer) -> None:
+        self._member = member
+        self._client = client
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        client, half = self._client, self._member._half
+        stored = await client._coordinator.fetch_committed_offsets_async(assigned)
+        found: dict[int, tuple[int, str] | None] = {}
+        for at in assigned:
+            there = stored.get(at)
+            found[at.partition] = None if there is None else (there.offset, there.metadata or "")
+            client.seek(at, half.place(at.partition) if there is None else there.offset)
+        self._member._crossing.put(half.assigned, found)
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        member, manager = self._member, self._client._manager
+        done = Future()
+
+        def go_on() -> None:
+            manager.call_soon(lambda: done.is_done or done.success(None))
+
+        if revoked and member._crossing.put(member._half.revoked, [at.partition for at in revoked], go_on):
+            await done
+
+    async def on_partitions_lost(self, lost: Any) -> None:
+        member = self._member
+        member._crossing.put(member._half.lost, [at.partition for at in lost], "the membership was lost")

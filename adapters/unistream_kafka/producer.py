@@ -1,0 +1,309 @@
+"""Publishes batches through a KafkaProducer: one crossing to its owner thread per batch, one back.
+
+The client's own deadline is off. In kafka-python 3.0.12 a batch that was sent once and then passes
+`delivery_timeout_ms` resets the producer id to a state that nothing leaves: no later future is ever resolved
+(`Sender._send_producer_data`, `TransactionManager.reset_producer_id`). Without the deadline the idempotent producer
+keeps every batch, sends it again under the same sequence number, and the broker stores it once. What has no answer in
+the caller's time is reported as unknown; the client still holds it, so what it holds is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaConnectionError, KafkaError
+
+from unistream.driver.contract import ProducerDriver
+from unistream.driver.envelope import Envelope
+from unistream.driver.owner_thread import OwnerThread
+from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, TopicSpec
+from unistream.errors import (
+    BrokerUnavailableError,
+    NotPublishedError,
+    PublishUnknownError,
+    TopicMissingError,
+    UnistreamError,
+)
+from unistream_kafka.client import Place, connect, connected, discard
+from unistream_kafka.control import position_of
+from unistream_kafka.errors import refusal, translate, translated
+
+__all__ = ["ENVELOPE", "OVERHEAD_BYTES", "KafkaProducerDriver"]
+
+ENVELOPE = Envelope(key=True, time=True)
+
+_FOREVER_MS = 2**31 - 1
+_MOST_HELD = 20_000
+_MOST_HELD_BYTES = 64 * 1024 * 1024
+_BATCH_BYTES = 512 * 1024
+_LOOK_SECONDS = 0.5
+_RETRY_SECONDS = 0.1
+OVERHEAD_BYTES = 8192
+"""What a message takes beside its value, key and headers, at most: the batch around it, and our headers, also those of
+a dead letter."""
+
+
+class _Batch:
+    """One call of `publish` on its way: counts the answers, in whatever thread they come, and reports once."""
+
+    __slots__ = ("_begun", "_left", "_lock", "_report", "answers", "bytes", "messages")
+
+    def __init__(self, messages: Sequence[RawMessage], report: Callable[[], object]) -> None:
+        self.messages = messages
+        self.bytes = 0
+        # The client's future of a message, or the error of one that it did not take.
+        self.answers: list[Any] = [None] * len(messages)
+        self._left = len(messages)
+        self._lock = threading.Lock()
+        self._report = report
+        self._begun = False
+
+    def begin(self) -> bool:
+        """Claim the batch, for sending it or for giving it up; False if that was done before."""
+        with self._lock:
+            begun, self._begun = self._begun, True
+        return not begun
+
+    def answered(self, _: object = None) -> None:
+        """One more message is decided."""
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._report()
+
+
+class KafkaProducerDriver(ProducerDriver):
+    """
+    The publishing side of one topic, on a KafkaProducer of its own.
+
+    Args:
+        place: The cluster.
+        topic: The topic as it stands.
+        most_bytes: The most bytes of value, key and headers.
+        look: Looks for the topic; raises `TopicMissingError` if it is gone.
+    """
+
+    pipeline = 4
+
+    def __init__(
+        self, place: Place, topic: TopicSpec, most_bytes: int, look: Callable[[str], Awaitable[object]]
+    ) -> None:
+        self._place = place
+        self._topic = topic
+        self._name = topic.name
+        self._most_bytes = most_bytes
+        self._look = look
+        self._owner = OwnerThread(f"unistream-kafka-producer-{topic.name}")
+        # The owner thread's; the loop only reads them.
+        self._client: KafkaProducer | None = None
+        self._failures = 0
+        self._failure = ""
+        # Handed to the client and not decided, counted in its own threads too.
+        self._held = 0
+        self._held_bytes = 0
+        self._held_lock = threading.Lock()
+
+    async def open(self) -> None:
+        """Connect."""
+        try:
+            with translate(f"producer of {self._name!r}", self._name):
+                await self._owner.call(self._ready)
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
+
+    async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
+        """See `ProducerDriver.publish`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        decided: asyncio.Future[None] = loop.create_future()
+        crossing = self._owner.crossing
+        under_way = _Batch(batch, lambda: crossing.put(_finish, decided))
+        failures = self._failures
+        handing = asyncio.ensure_future(self._owner.call(lambda: self._hand_over(under_way, failures)))
+        try:
+            await asyncio.wait([handing], timeout=timeout)
+            if not handing.done() and under_way.begin():
+                late = f"publish to {self._name!r}: not handed over within {timeout:g} s"
+                return [NotPublishedError(late, driver="kafka", topic=self._name, retryable=True) for _ in batch]
+            try:
+                await handing
+            except LookupError as error:
+                await self._look(self._name)
+                raise BrokerUnavailableError(str(error), driver="kafka", topic=self._name) from error
+        finally:
+            handing.cancel()
+        while not decided.done() and loop.time() < until:
+            await asyncio.wait([decided], timeout=min(_LOOK_SECONDS, max(0.0, until - loop.time())))
+            if not decided.done() and not self._listed():
+                await self._gone()
+        return [
+            self._outcome(message, answer, timeout) for message, answer in zip(batch, under_way.answers, strict=True)
+        ]
+
+    async def _gone(self) -> None:
+        """The client knows no such topic any more; if it is deleted, give up what is under way to it."""
+        try:
+            await self._look(self._name)
+        except TopicMissingError as error:
+            await self._owner.call(self._drop)
+            # Something of it may have been stored, and read, before the topic was deleted.
+            error.stored = "unknown"
+            raise
+        except BrokerUnavailableError:
+            return
+
+    def _outcome(self, message: RawMessage, answer: Any, timeout: float) -> PublishOutcome:
+        if isinstance(answer, UnistreamError):
+            return cast(PublishOutcome, answer)
+        if answer is None or not answer.is_done:
+            return PublishUnknownError(
+                f"publish to {self._name!r}: no answer within {timeout:g} s; the message may be stored",
+                driver="kafka",
+                topic=self._name,
+            )
+        if answer.exception is not None:
+            return refusal(answer.exception, self._name)
+        return RawReceipt(position_of(message.partition, answer.value.offset))
+
+    async def close(self) -> None:
+        """See `ProducerDriver.close`."""
+        self._owner.post(self._drop)
+        await self._owner.close()
+
+    # In the owner thread
+
+    def _listed(self) -> bool:
+        client = self._client
+        return client is None or client._metadata.partitions_for_topic(self._name) is not None
+
+    def _hand_over(self, batch: _Batch, failures: int) -> None:
+        """
+        Give the client every message of a batch.
+
+        Raises:
+            BrokerUnavailableError: Nothing was given: the cluster is out of reach, or an earlier batch failed so and
+                comes again first.
+            LookupError: Nothing was given: the client does not know the topic.
+        """
+        if self._failures != failures:
+            raise BrokerUnavailableError(self._failure, driver="kafka", topic=self._name)
+        try:
+            client = self._ready()
+            if self._held >= _MOST_HELD or self._held_bytes >= _MOST_HELD_BYTES:
+                raise BrokerUnavailableError(
+                    f"{self._held} messages without an answer are on their way already", driver="kafka"
+                )
+            if client._metadata.partitions_for_topic(self._name) is None:
+                self._drop()
+                raise LookupError(f"publish to {self._name!r}: Kafka does not list the topic just now")
+        except LookupError:
+            self._failures += 1
+            self._failure = f"publish to {self._name!r}: Kafka does not list the topic just now"
+            raise
+        except Exception as error:
+            self._failures += 1
+            made = translated(error, f"publish to {self._name!r}", self._name)
+            self._failure = str(made)
+            raise made from error
+        if batch.begin():
+            self._send(client, batch)
+
+    def _send(self, client: KafkaProducer, batch: _Batch) -> None:
+        name, send, wrap, answers, answered = self._name, client.send, ENVELOPE.wrap, batch.answers, batch.answered
+        batch.bytes = sum(len(message.value) for message in batch.messages)
+        with self._held_lock:
+            self._held += len(answers)
+            self._held_bytes += batch.bytes
+        report = batch._report
+
+        def let_go() -> None:
+            with self._held_lock:
+                self._held -= len(answers)
+                self._held_bytes -= batch.bytes
+            report()
+
+        batch._report = let_go
+        for at, message in enumerate(batch.messages):
+            headers = wrap(message, 0)
+            try:
+                answer = send(name, message.value, message.key, headers, message.partition)
+            except (KafkaError, ValueError, AssertionError) as error:
+                # Raised before the message is put into a batch of the client.
+                made = refusal(error, name)
+                if made.stored != "no":
+                    made = NotPublishedError(str(made), driver="kafka", topic=name, retryable=True)
+                    made.__cause__ = error
+                answers[at] = made
+                answered()
+            else:
+                answers[at] = answer
+                answer._add_cb_eb(answered, answered)
+
+    def _ready(self) -> KafkaProducer:
+        """The client, connected; one attempt to connect if it is not."""
+        client = self._client
+        if client is None:
+            patience = int(self._place.connect_timeout * 1000)
+            client = connect(
+                KafkaProducer,
+                self._place,
+                producer=True,
+                acks="all",
+                enable_idempotence=True,
+                delivery_timeout_ms=_FOREVER_MS,
+                batch_size=_BATCH_BYTES,
+                max_block_ms=patience,
+                max_request_size=self._most_bytes + OVERHEAD_BYTES,
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+            )
+            try:
+                client.partitions_for(self._name)
+            except KafkaError:
+                discard(client)
+                raise
+            self._client = client
+        if not connected(client._sender._client):
+            self._reach(client)
+        return client
+
+    def _reach(self, client: KafkaProducer) -> None:
+        """Connect to one of the nodes that lead the topic; the client's sender does the rest."""
+        manager = client._sender._client._manager
+        until = time.monotonic() + self._place.connect_timeout
+        nodes = [broker.node_id for broker in manager.cluster.brokers()]
+        error: BaseException = KafkaConnectionError("no connection in time")
+        while time.monotonic() < until:
+            for node in nodes:
+                ended = threading.Event()
+                future = manager.call_soon(_connection, manager, node)
+                future.add_both(lambda _, ended=ended: ended.set())
+                client._sender.wakeup()
+                ended.wait(until - time.monotonic())
+                if future.succeeded():
+                    return
+                error = future.exception or error
+            time.sleep(_RETRY_SECONDS)
+        raise error
+
+    def _drop(self) -> None:
+        """Close the client; what it holds undecided is given up."""
+        client, self._client = self._client, None
+        if client is not None:
+            discard(client)
+
+
+async def _connection(manager: Any, node: Any) -> None:
+    await manager.get_connection(node)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
