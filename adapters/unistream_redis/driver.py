@@ -25,6 +25,7 @@ from unistream_redis.consumer import Setting, alive_for
 from unistream_redis.errors import translate
 from unistream_redis.keys import TOPICS, TopicKeys
 from unistream_redis.link import Link, Place
+from unistream_redis.ordered import OrderedConsumer
 from unistream_redis.probe import Server, probe
 from unistream_redis.producer import RedisProducer
 from unistream_redis.registry import group_record, group_spec, place_of, topic_fields, topic_spec
@@ -242,7 +243,9 @@ class RedisDriver(Driver):
                 for fields in await self._link.call("XINFO", "CONSUMERS", stream.stream, group):
                     told = dict(zip(fields[::2], fields[1::2], strict=True))
                     held[told[b"name"]] = held.get(told[b"name"], 0) + told[b"pending"]
-        return [Member(name.decode(), held.get(name, 0)) for name in sorted(names)]
+        # In an ordered group entries are pending for the partition, whoever owns it.
+        unknown = None if spec.ordering == "key" else 0
+        return [Member(name.decode(), held.get(name, unknown)) for name in sorted(names)]
 
     async def seek(self, topic: str, group: str, to: StartAt) -> None:
         """See `Driver.seek`."""
@@ -293,16 +296,15 @@ class RedisDriver(Driver):
                 group.topic, f"{_FOREIGN}{secrets.token_hex(12)}", group.ordering, "latest", group.lease, ephemeral=True
             )
             await self._create_group(group, topic, "")
-        consumer = SharedConsumer(
-            Setting(
-                place=self._place,
-                commands=self._link,
-                server=self._server,
-                group=group,
-                topic=topic,
-                emit=self.emit,
-            )
+        setting = Setting(
+            place=self._place,
+            commands=self._link,
+            server=self._server,
+            group=group,
+            topic=topic,
+            emit=self.emit,
         )
+        consumer = OrderedConsumer(setting, lost) if group.ordering == "key" else SharedConsumer(setting)
         await consumer.join()
         return consumer
 

@@ -12,11 +12,12 @@ from redis.exceptions import RedisError, ResponseError
 from unistream.core.partitions import partition_for
 from unistream.driver.types import RawDelivery
 from unistream.errors import BrokerUnavailableError, ClosedError, GroupMissingError, TopicMissingError, UnistreamError
-from unistream_redis.consumer import RedisConsumer, Setting, alive_for, beat_every
+from unistream_redis.consumer import Setting, alive_for, beat_every
 from unistream_redis.entries import message_of
+from unistream_redis.loans import LendingConsumer
 from unistream_redis.probe import MOST_SWEEP, POLL
 from unistream_redis.registry import position_of
-from unistream_redis.scripts import CREATE_GROUP, DELETE_GROUP, GIVE_BACK, TICK
+from unistream_redis.scripts import CREATE_GROUP, GIVE_BACK, TICK
 from unistream_redis.wire import Argument, Request, pack
 
 __all__ = ["SharedConsumer"]
@@ -24,7 +25,7 @@ __all__ = ["SharedConsumer"]
 _CLOSE_WITHIN = 1.0
 
 
-class SharedConsumer(RedisConsumer):
+class SharedConsumer(LendingConsumer):
     """
     One member: reads new messages with XREADGROUP, and looks for due ones with a script now and then.
 
@@ -197,7 +198,7 @@ class SharedConsumer(RedisConsumer):
             if suspect or (entries and limit == 0):
                 break
         if self._group.ephemeral:
-            await self._reader.call("ZADD", self._keys.ephemeral, now, self._group.name)
+            await self._beat_ephemeral()
         self._next_tick = self._loop.time() + wait
 
     async def _live(self) -> None:
@@ -282,14 +283,3 @@ class SharedConsumer(RedisConsumer):
                 )
             except RedisError as error:
                 raise await self._missing(error, "give back") from error
-
-    async def _leave_nothing(self) -> None:
-        streams = [keys.stream for keys in self._streams]
-        prefixes = [keys.prefix for keys in self._streams]
-        try:
-            await self._commands.run(
-                DELETE_GROUP, [self._keys.groups, self._keys.ephemeral, *streams], [*prefixes, "", self._group.name]
-            )
-            await self._commands.call("DEL", self._keys.members(self._group.name))
-        except RedisError as error:
-            raise await self._missing(error, "leave") from error

@@ -9,7 +9,11 @@ local group, member, lease, alive_for = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV
 local max_age, max_messages = tonumber(ARGV[6]), tonumber(ARGV[7])
 local partitions = (#KEYS - 1) / 5
 local now = now_ms()
-if not group_info(KEYS[2], group) then return redis.error_reply('NOGROUP no such group') end
+for at = 2, #KEYS, 5 do
+  if redis.call('EXISTS', KEYS[at]) == 0 or not group_info(KEYS[at], group) then
+    return redis.error_reply('NOGROUP no such group')
+  end
+end
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - alive_for)
 redis.call('ZADD', members, now, member)
 
@@ -50,12 +54,21 @@ for index = 0, partitions - 1 do
 end
 for index = 0, partitions - 1 do
   local at = 2 + 5 * index
-  if owned < share and ARGV[10 + index] == '' and redis.call('EXISTS', KEYS[at + 1]) == 0 then
-    local fence = member .. ':' .. redis.call('INCR', KEYS[at + 2])
-    redis.call('SET', KEYS[at + 1], fence, 'PX', lease)
-    owned = owned + 1
-    taken[#taken + 1] = index
-    taken[#taken + 1] = fence
+  if ARGV[10 + index] == '' then
+    local fence = redis.call('GET', KEYS[at + 1])
+    -- Its own without knowing it: the answer that told so was lost.
+    local mine = fence and string.sub(fence, 1, #member + 1) == member .. ':'
+    if not fence and owned < share then
+      fence = member .. ':' .. redis.call('INCR', KEYS[at + 2])
+      mine = true
+    end
+    if mine then
+      redis.call('SET', KEYS[at + 1], fence, 'PX', lease)
+      account(KEYS[at], KEYS[at + 3])
+      owned = owned + 1
+      taken[#taken + 1] = index
+      taken[#taken + 1] = fence
+    end
   end
 end
 return { share, gone, #names, lost, taken }

@@ -16,10 +16,10 @@ local function pending(stream, id)
   return redis.call('XPENDING', stream, group, id, id, 1, OWNER)[1]
 end
 
--- ARGV: fence. What the owner before left: the id last delivered, then (id, count, when due or false, key or false) in order.
-local function load(stream, due, lost)
+-- What is pending from an id on: the id last delivered, then (id, count, when due or false, key or false) in order.
+local function load(stream, due, lost, from)
   local entries = { group_info(stream, group)['last-delivered-id'] }
-  for _, entry in ipairs(redis.call('XPENDING', stream, group, '-', '+', 1000000, OWNER)) do
+  for _, entry in ipairs(redis.call('XPENDING', stream, group, from, '+', 1000000, OWNER)) do
     local id = entry[1]
     local found = redis.call('XRANGE', stream, id, id)[1]
     if found then
@@ -37,8 +37,11 @@ local function lend(stream, due, lost, first, last)
   local entries = {}
   for at = first, last, 2 do
     redis.call('ZREM', due, ARGV[at])
-    local claimed = redis.call('XCLAIM', stream, group, OWNER, 0, ARGV[at], 'RETRYCOUNT', ARGV[at + 1])
-    if #claimed == 0 then redis.call('HINCRBY', lost, group, 1) end
+    local claimed = {}
+    if pending(stream, ARGV[at]) then
+      claimed = redis.call('XCLAIM', stream, group, OWNER, 0, ARGV[at], 'RETRYCOUNT', ARGV[at + 1])
+      if #claimed == 0 then redis.call('HINCRBY', lost, group, 1) end
+    end
     entries[#entries + 1] = claimed[1] or false
   end
   return entries
@@ -100,7 +103,7 @@ for key = 1, #KEYS, 4 do
   else
     local first, last = at + 2, at + 1 + tonumber(ARGV[at + 1])
     if mine then
-      if action == 'load' then answer = load(stream, due, lost)
+      if action == 'load' then answer = load(stream, due, lost, ARGV[first])
       elseif action == 'lend' then answer = lend(stream, due, lost, first, last)
       elseif action == 'hold' then answer = hold(stream, first, last)
       elseif action == 'settle' then answer = settle(stream, due, lost, first, last)
