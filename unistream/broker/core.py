@@ -6,7 +6,7 @@ What has come due since the last command is done first, so nothing runs in betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import count
 
 from .errors import GroupMissing, InvalidRequest, SessionEnded, TopicMissing
@@ -161,10 +161,10 @@ class Broker:
             session.topic.trim(now, wall_ms)
         return session.group.grant(session, limit, now)
 
-    def ack(self, session: Session, tags: Iterable[Tag], now: float) -> list[Tag]:
+    def ack(self, session: Session, tags: Collection[Tag], now: float) -> list[Tag]:
         """Done: these are never lent to the group again. Returns the tags refused, here and below."""
         refused = session.group.ack(tags, now)
-        session.topic.forget_settled(now)
+        session.topic.after_settle(len(tags), now)
         return refused
 
     def nack(self, session: Session, tags: Iterable[Tag], delay: float, now: float) -> list[Tag]:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from .core import Broker
@@ -257,7 +257,7 @@ class Host:
 
     # Settling. Each returns the tags refused, because the loan had ended.
 
-    def ack(self, member: Member, tags: Iterable[Tag]) -> list[Tag]:
+    def ack(self, member: Member, tags: Collection[Tag]) -> list[Tag]:
         """Done: these are never lent to the group again."""
         with self._lock:
             refused = self._broker.ack(member.session, tags, self._now())

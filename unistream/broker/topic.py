@@ -48,7 +48,9 @@ class Topic:
         self._limits = limits
         self._numbers = numbers
         self._retains = spec.has_retention
-        self._most_messages = limits.history_messages + (limits.history_messages >> 4)
+        # Messages beyond the history, and messages published or settled between two looks at what can be forgotten.
+        self._slack = limits.history_messages >> 4
+        self._unlooked = 0
         self._most_bytes = limits.history_bytes + (limits.history_bytes >> 4)
         self._recent = Window(limits.dedupe_seconds, limits.dedupe_ids)
 
@@ -110,10 +112,7 @@ class Topic:
             for group in self.groups.values():
                 if group.lag > self.spec.max_backlog:
                     group.drop_oldest(group.lag - self.spec.max_backlog, now)
-        if self._retains:
-            self.trim(now, wall_ms)
-        else:
-            self.forget_settled(now)
+        self.trim(now, wall_ms, len(entries))
 
     def _room(self) -> float:
         """How many more messages the backlog takes before a publish is refused."""
@@ -128,21 +127,42 @@ class Topic:
 
     # Forgetting.
 
-    def trim(self, now: float, wall_ms: int) -> None:
+    def trim(self, now: float, wall_ms: int, published: int = 0) -> None:
         """Remove what the declared retention no longer keeps; without one, settled messages beyond the history."""
         if self._retains:
             self._remove_to(self._retained_from(wall_ms), now)
         else:
-            self.forget_settled(now)
+            self._forget_settled(published, now)
 
-    def forget_settled(self, now: float) -> None:
-        """Without a declared retention: forget settled messages beyond the history, a sixteenth of it at a time."""
-        log, limits = self.log, self._limits
-        if self._retains or (log.end - log.start <= self._most_messages and log.bytes <= self._most_bytes):
-            return
-        floor = min([group.floor() for group in self.groups.values()], default=log.end)
-        target = min(floor, max(log.start, log.end - limits.history_messages))
-        self._remove_to(log.within_bytes(target, floor, limits.history_bytes), now)
+    def after_settle(self, count: int, now: float) -> None:
+        """`count` messages were settled, so that some may be forgotten."""
+        if not self._retains:
+            self._forget_settled(count, now)
+
+    def _forget_settled(self, count: int, now: float) -> None:
+        """
+        Without a declared retention: forget settled messages beyond the history, some more than needed at a time.
+
+        Args:
+            count: Messages published or settled since the last call.
+            now: Seconds of the broker's clock.
+        """
+        log = self.log
+        if log.bytes <= self._most_bytes:
+            if log.end - log.start <= self._limits.history_messages + self._slack:
+                return
+            # A few settled messages too many do no harm, and looking for them each time would cost more.
+            self._unlooked += count
+            if self._unlooked < self._slack:
+                return
+        self._unlooked = 0
+        floor = log.end
+        for group in self.groups.values():
+            floor = min(floor, group.floor())
+            if floor <= log.start:
+                return
+        target = min(floor, max(log.start, log.end - self._limits.history_messages))
+        self._remove_to(log.within_bytes(target, floor, self._limits.history_bytes), now)
 
     def _retained_from(self, wall_ms: int) -> int:
         log, spec = self.log, self.spec
