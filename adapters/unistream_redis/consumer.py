@@ -20,11 +20,12 @@ from unistream.errors import (
     TopicMissingError,
     UnistreamError,
 )
+from unistream_redis.ephemeral import BEAT_EVERY, beat, delete_groups, sweep
 from unistream_redis.errors import code_of, translated
 from unistream_redis.keys import StreamKeys, TopicKeys
 from unistream_redis.link import Link, Place
 from unistream_redis.probe import MOST_SWEEP, Server
-from unistream_redis.scripts import DELETE_GROUP
+from unistream_redis.scripts import CREATE_GROUP
 
 __all__ = ["Loan", "RedisConsumer", "Setting", "alive_for", "beat_every"]
 
@@ -121,10 +122,15 @@ class RedisConsumer(ConsumerDriver):
 
     async def _beating(self) -> None:
         """Keep the membership while nobody calls `receive`."""
+        rested = 0.0
         while True:
             await asyncio.sleep(beat_every(self._group))
+            rested += beat_every(self._group)
             try:
                 await self._live()
+                if rested >= BEAT_EVERY:
+                    rested = 0.0
+                    await self._tend_ephemeral()
             except (BrokerUnavailableError, TopicMissingError, GroupMissingError):
                 # Nothing depends on this one beat, and the next `receive` meets the same error and raises it.
                 continue
@@ -137,18 +143,29 @@ class RedisConsumer(ConsumerDriver):
     def _wake(self) -> None:
         """Make a waiting `receive` look for what is due."""
 
-    async def _beat_ephemeral(self) -> None:
-        """Keep an ephemeral group alive: one that gives no sign of life for long is swept away."""
-        seconds, _ = await self._commands.call("TIME")
-        await self._commands.call("ZADD", self._keys.ephemeral, int(seconds) * 1000, self._group.name)
+    async def _tend_ephemeral(self) -> None:
+        try:
+            if self._group.ephemeral:
+                await beat(self._commands, self._keys, self._group.name)
+            await sweep(self._commands, self._keys)
+        except RedisError as error:
+            raise await self._missing(error, "take part") from error
 
-    async def _leave_nothing(self) -> None:
+    async def _revive(self) -> None:
+        """Start an ephemeral group anew that was swept away while its consumer was out of reach."""
         streams = [keys.stream for keys in self._streams]
-        prefixes = [keys.prefix for keys in self._streams]
         try:
             await self._commands.run(
-                DELETE_GROUP, [self._keys.groups, self._keys.ephemeral, *streams], [*prefixes, "", self._group.name]
+                CREATE_GROUP,
+                [self._keys.groups, self._keys.ephemeral, *streams],
+                [self._group.name, "", *("$" for _ in streams)],
             )
-            await self._commands.call("DEL", self._keys.members(self._group.name))
+        except RedisError as error:
+            raise await self._missing(error, "receive") from error
+        self._report(None, "the ephemeral group was removed while its consumer was away")
+
+    async def _leave_nothing(self) -> None:
+        try:
+            await delete_groups(self._commands, self._keys, [self._group.name])
         except RedisError as error:
             raise await self._missing(error, "leave") from error

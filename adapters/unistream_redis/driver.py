@@ -22,6 +22,7 @@ from unistream.errors import (
     UnsupportedError,
 )
 from unistream_redis.consumer import Setting, alive_for
+from unistream_redis.ephemeral import delete_groups, sweep
 from unistream_redis.errors import translate
 from unistream_redis.keys import TOPICS, TopicKeys
 from unistream_redis.link import Link, Place
@@ -32,7 +33,6 @@ from unistream_redis.registry import group_record, group_spec, place_of, topic_f
 from unistream_redis.scripts import (
     CREATE_GROUP,
     CREATE_TOPIC,
-    DELETE_GROUP,
     DELETE_TOPIC,
     LAG,
     SEEK,
@@ -189,7 +189,9 @@ class RedisDriver(Driver):
         places = [place_of(spec.start, partition) for partition in range(len(keys.streams))]
         with translate(f"create group {spec.name!r} of topic {spec.topic!r}", spec.topic):
             streams = [stream.stream for stream in keys.streams]
-            stands = await self._link.run(CREATE_GROUP, [keys.groups, *streams], [spec.name, record, *places])
+            stands = await self._link.run(
+                CREATE_GROUP, [keys.groups, keys.ephemeral, *streams], [spec.name, record, *places]
+            )
             if stands == 0:
                 raise self._no_topic(spec.topic)
             return group_spec(spec.topic, spec.name, stands) if record else spec
@@ -201,13 +203,7 @@ class RedisDriver(Driver):
         except TopicMissingError:
             return
         with translate(f"delete group {name!r} of topic {topic!r}", topic):
-            await self._delete_groups(keys, [name])
-
-    async def _delete_groups(self, keys: TopicKeys, names: Sequence[str]) -> None:
-        streams = [stream.stream for stream in keys.streams]
-        prefixes = [stream.prefix for stream in keys.streams]
-        await self._link.run(DELETE_GROUP, [keys.groups, keys.ephemeral, *streams], [*prefixes, "", *names])
-        await self._link.call("DEL", *(keys.members(name) for name in names))
+            await delete_groups(self._link, keys, [name])
 
     async def groups(self, topic: str) -> Sequence[GroupSpec]:
         """See `Driver.groups`. A group that a foreign program made has all defaults."""
@@ -291,6 +287,8 @@ class RedisDriver(Driver):
     ) -> ConsumerDriver:
         """See `Driver.consumer`."""
         await self.topic(topic.name)
+        with translate(f"join group {group.name!r} of topic {topic.name!r}", topic.name):
+            await sweep(self._link, TopicKeys.of(topic))
         if group.ephemeral:
             group = GroupSpec(
                 group.topic, f"{_FOREIGN}{secrets.token_hex(12)}", group.ordering, "latest", group.lease, ephemeral=True

@@ -47,6 +47,11 @@ class OwningConsumer(RedisConsumer):
             await self._balance()
         except RedisError as error:
             failure = await self._missing(error, "take part")
+            if self._group.ephemeral and isinstance(failure, GroupMissingError):
+                for partition in list(self._owned.values()):
+                    self._drop(partition, "the ephemeral group was removed")
+                await self._revive()
+                return
             if isinstance(failure, (TopicMissingError, GroupMissingError)):
                 self._gone = failure
                 self._signal.set()
@@ -94,8 +99,6 @@ class OwningConsumer(RedisConsumer):
                     partition.valid_until = started + group.lease
             for index, fence in zip(taken[::2], taken[1::2], strict=True):
                 self._owned[index] = Partition(index, fence, started + group.lease)
-            if group.ephemeral:
-                await self._beat_ephemeral()
             await self._load([one for one in self._owned.values() if not one.loaded])
             self._give_away(share)
             await self._hand_over()

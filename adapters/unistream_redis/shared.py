@@ -17,7 +17,7 @@ from unistream_redis.entries import message_of
 from unistream_redis.loans import LendingConsumer
 from unistream_redis.probe import MOST_SWEEP, POLL
 from unistream_redis.registry import position_of
-from unistream_redis.scripts import CREATE_GROUP, GIVE_BACK, TICK
+from unistream_redis.scripts import GIVE_BACK, TICK
 from unistream_redis.wire import Argument, Request, pack
 
 __all__ = ["SharedConsumer"]
@@ -197,8 +197,6 @@ class SharedConsumer(LendingConsumer):
                 wait = 0.0
             if suspect or (entries and limit == 0):
                 break
-        if self._group.ephemeral:
-            await self._beat_ephemeral()
         self._next_tick = self._loop.time() + wait
 
     async def _live(self) -> None:
@@ -215,15 +213,8 @@ class SharedConsumer(LendingConsumer):
         """Raise; but an ephemeral group that was swept away during an outage starts again, with a gap."""
         if not (self._group.ephemeral and isinstance(error, GroupMissingError)):
             raise error
-        streams = [keys.stream for keys in self._streams]
-        try:
-            await self._commands.run(
-                CREATE_GROUP, [self._keys.groups, *streams], [self._group.name, "", *("$" for _ in streams)]
-            )
-        except RedisError as again:
-            raise await self._missing(again, "receive") from again
+        await self._revive()
         self._loans.clear()
-        self._report(None, "the ephemeral group was removed while its consumer was away")
 
     # Taking and giving back
 

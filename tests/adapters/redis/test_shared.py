@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.adapters.redis.support import end, ids, opened, proxied, quiet, run, take
-from unistream.driver.types import GroupSpec, Settlement, Verb
+from unistream.driver.types import DataLoss, GroupSpec, Settlement, Verb
 from unistream.errors import (
     BrokerUnavailableError,
     ClosedError,
@@ -493,5 +493,31 @@ def test_a_suspect_comes_between_others_and_alone() -> None:
             assert [[one.suspect for one in batch] for batch in batches][:2] == [[True], [True]]
             assert sorted(ids(batches[2])) == ["0", "1"]
             await consumer.close()
+
+    run(test)
+
+
+def test_an_abandoned_ephemeral_group_is_swept_away() -> None:
+    """An ephemeral group whose consumer gave no sign of life for long is removed by the next one that joins."""
+
+    async def test() -> None:
+        async with opened() as here:
+            topic = await here.topic()
+            spec = GroupSpec(here.name, "e", ephemeral=True)
+            one = await here.driver.consumer(spec, topic, max_in_flight=10, lost=lambda tokens, why: None)
+            stream, signs = f"us:{{{here.name}}}:stream", f"us:{{{here.name}}}:ephemeral"
+            (abandoned,) = await here.redis.zrange(signs, 0, -1)
+            await here.redis.zadd(signs, {abandoned: 1})
+            two = await here.driver.consumer(spec, topic, max_in_flight=10, lost=lambda tokens, why: None)
+            assert abandoned not in [group["name"] for group in await here.redis.xinfo_groups(stream)]
+            assert here.events == []
+            assert await one.receive(1, 1.0) == []
+            await here.publish(1)
+            for consumer in (one, two):
+                await end(consumer, await take(consumer, 1))
+
+            assert [event.count for event in here.events if isinstance(event, DataLoss)] == [None]
+            await one.close()
+            await two.close()
 
     run(test)
