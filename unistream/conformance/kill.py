@@ -70,10 +70,11 @@ def sabotage(saboteur: Saboteur, target: Target, cases: Iterable[Case], *, seed:
     # What a sabotaged client logs is of no interest; a thousand lines of it would hide the table.
     quiet.setLevel(logging.CRITICAL + 1)
     try:
-        for case in cases:
-            fate.note(run_case(case, harmed, seed=seed))
-            if quick and fate.killed:
-                break
+        with saboteur.patch():
+            for case in cases:
+                fate.note(run_case(case, harmed, seed=seed))
+                if quick and fate.killed:
+                    break
     finally:
         quiet.setLevel(level)
     return fate

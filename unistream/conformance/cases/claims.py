@@ -5,34 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from inspect import isclass
 
 import unistream
 from unistream import errors
-from unistream.capabilities import Level
+from unistream.capabilities import Capabilities, Level
 from unistream.conformance.registry import Tier, case
 from unistream.conformance.trial import Trial
 from unistream.errors import ClosedError, ConfigError, UnistreamError, UnknownSchemeError, UnsupportedError
 
-CAPABILITIES = set(
-    [
-        "durability",
-        "ordering",
-        "parallelism",
-        "start",
-        "seek",
-        "nack_delay",
-        "lease",
-        "fencing",
-        "attempts",
-        "ack_confirm",
-        "dedupe",
-        "retention",
-        "max_backlog",
-        "max_message_bytes",
-        "lag",
-    ]
-)
+CAPABILITIES = {field.name for field in fields(Capabilities)} - {"driver", "product"}
 
 
 @case("cap.complete", rules=("END-6",), tier=Tier.SMOKE)

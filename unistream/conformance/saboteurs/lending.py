@@ -20,6 +20,7 @@ from unistream.driver.types import (
     TopicSpec,
     Verb,
 )
+from unistream.errors import GroupMissingError, TopicMissingError
 
 
 @saboteur("never-expire", "GRP-4", "DEL-6")
@@ -301,6 +302,19 @@ class Deaf(ConsumerLayer):
         batch = await resolve(self.inner.receive(min(limit, self._left), timeout))
         self._left -= len(batch)
         return batch
+
+
+@saboteur("deaf-to-deletion", "GRP-7", "END-3")
+class DeafToDeletion(ConsumerLayer):
+    """Waits on although its topic or group was deleted."""
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Take deletion for silence."""
+        try:
+            return await resolve(self.inner.receive(limit, timeout))
+        except (TopicMissingError, GroupMissingError):
+            await asyncio.sleep(timeout)
+            return []
 
 
 @saboteur("null-source", "GRP-1")

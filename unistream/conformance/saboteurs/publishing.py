@@ -216,7 +216,7 @@ class TruncateOversize(ProducerLayer):
         return self.inner.publish([message._replace(value=message.value[:8192]) for message in batch], timeout)
 
 
-@saboteur("batch-lies", "PUB-2")
+@saboteur("batch-lies", "PUB-2", "PUB-6")
 class BatchLies(ProducerLayer):
     """Fails a whole batch when one message of it is refused."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer
@@ -20,12 +21,14 @@ class Saboteur:
         rules: The rules that it breaks; a report that kills it names one of them.
         sentence: What it does.
         layer: Put over a good driver.
+        patch: Entered while it is at work: harm that is done to the library itself, above every driver.
     """
 
     name: str
     rules: tuple[str, ...]
     sentence: str
-    layer: type[DriverLayer]
+    layer: type[DriverLayer] = DriverLayer
+    patch: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 SABOTEURS: dict[str, Saboteur] = {}
@@ -35,13 +38,33 @@ def saboteur(name: str, *rules: str) -> Callable[[Layer], Layer]:
     """Enter a layer of a driver, producer or consumer into the list; its docstring's first line says what it does."""
 
     def enter(layer: Layer) -> Layer:
-        if name in SABOTEURS:
-            raise ValueError(f"two saboteurs named {name}")
-        sentence = (layer.__doc__ or "").strip().partition("\n")[0]
-        SABOTEURS[name] = Saboteur(name, rules, sentence, _driver_layer(layer))
+        _add(Saboteur(name, rules, _sentence(layer), _driver_layer(layer)))
         return layer
 
     return enter
+
+
+Patch = Callable[[], AbstractContextManager[object]]
+
+
+def mutation(name: str, *rules: str, layer: type[DriverLayer] = DriverLayer) -> Callable[[Patch], Patch]:
+    """Enter a context manager that harms the library itself while it is entered."""
+
+    def enter(patch: Patch) -> Patch:
+        _add(Saboteur(name, rules, _sentence(patch), layer, patch))
+        return patch
+
+    return enter
+
+
+def _add(saboteur: Saboteur) -> None:
+    if saboteur.name in SABOTEURS:
+        raise ValueError(f"two saboteurs named {saboteur.name}")
+    SABOTEURS[saboteur.name] = saboteur
+
+
+def _sentence(documented: object) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
 def _driver_layer(layer: Layer) -> type[DriverLayer]:

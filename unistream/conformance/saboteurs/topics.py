@@ -9,7 +9,7 @@ from typing import ClassVar
 from unistream.capabilities import Capabilities, Fencing, Level, NackDelay, Seek
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import DriverLayer
-from unistream.driver.contract import ConsumerDriver
+from unistream.driver.contract import ConsumerDriver, ProducerDriver
 from unistream.driver.types import GroupSpec, Lag, StartAt, Token, TopicSpec
 from unistream.errors import GroupMissingError, TopicConflictError, TopicMissingError
 
@@ -63,7 +63,7 @@ class EarliestAlways(DriverLayer):
         return spec
 
 
-@saboteur("seek-ignored", "GRP-3")
+@saboteur("seek-ignored", "GRP-1", "GRP-3")
 class SeekIgnored(DriverLayer):
     """Says that it moved the group, and leaves it where it was."""
 
@@ -204,6 +204,26 @@ class TopicAlias(DriverLayer):
         """Join on the alias."""
         alias = replace(group, topic=self._alias(group.topic))
         return await super().consumer(alias, topic, max_in_flight=max_in_flight, lost=lost)
+
+
+@saboteur("nameless", "END-6")
+class Nameless(DriverLayer):
+    """Does not say what broker it speaks to."""
+
+    def claims(self, capabilities: Capabilities) -> Capabilities:
+        """Forget the product."""
+        return replace(capabilities, product="")
+
+
+@saboteur("unroutable-fails", "PUB-8")
+class UnroutableFails(DriverLayer):
+    """Refuses to publish to a topic that has no group."""
+
+    async def producer(self, topic: TopicSpec) -> ProducerDriver:
+        """Refuse to open one."""
+        if not await self.inner.groups(topic.name):
+            raise TopicMissingError("nobody would receive it", topic=topic.name)
+        return await super().producer(topic)
 
 
 @saboteur("under-claims", "CAP-1")

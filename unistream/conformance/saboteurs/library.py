@@ -1,0 +1,205 @@
+"""Saboteurs of the library itself: promises that no driver can break, because they are kept above every driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import unistream
+from unistream import _client, _registry, config, errors
+from unistream.capabilities import Capabilities, LagReport, Level
+from unistream.conformance.saboteurs.table import mutation
+from unistream.conformance.wrap import DriverLayer
+from unistream.message import Receipt
+
+
+@mutation("timeout-ignored", "END-2", "PUB-2", "PUB-5")
+@contextmanager
+def timeout_ignored() -> Iterator[None]:
+    """Publishes without the caller's timeout."""
+    publish = unistream.Producer.publish
+
+    async def patient(self: unistream.Producer, value: bytes, **options: Any) -> Receipt:
+        return await publish(self, value, **{**options, "timeout": 1e6})
+
+    with patch.object(unistream.Producer, "publish", patient):
+        yield
+
+
+@mutation("use-after-close-ok", "END-6", "PUB-2")
+@contextmanager
+def use_after_close_ok() -> Iterator[None]:
+    """Hands out receipts on a closed producer."""
+    publish = unistream.Producer.publish
+
+    async def obliging(self: unistream.Producer, value: bytes, **options: Any) -> Receipt:
+        try:
+            return await publish(self, value, **options)
+        except errors.ClosedError:
+            return Receipt("never-stored")
+
+    with patch.object(unistream.Producer, "publish", obliging):
+        yield
+
+
+@mutation("receive-gives-up", "END-2", "BPC-5")
+@contextmanager
+def receive_gives_up() -> Iterator[None]:
+    """Returns from `receive` at once, whatever the timeout."""
+    receive = unistream.Consumer.receive
+
+    async def hasty(self: unistream.Consumer, timeout: float | None = None) -> unistream.Delivery | None:
+        return await receive(self, 0.0)
+
+    with patch.object(unistream.Consumer, "receive", hasty):
+        yield
+
+
+@mutation("handler-error-acks", "DEL-10", "DEL-11")
+@contextmanager
+def handler_error_acks() -> Iterator[None]:
+    """Acks what a handler failed on."""
+    conclude = unistream.Consumer._conclude
+
+    async def forgiving(self: unistream.Consumer, delivery: unistream.Delivery, error: BaseException | None) -> None:
+        await conclude(self, delivery, None)
+
+    with patch.object(unistream.Consumer, "_conclude", forgiving):
+        yield
+
+
+def _client_method(name: str, **changed: Any) -> Any:
+    """Return a patch of a client's method that overrides some of its arguments."""
+    method = getattr(unistream.Client, name)
+
+    def stubborn(self: unistream.Client, *args: Any, **options: Any) -> Any:
+        return method(self, *args, **{**options, **{key: changed[key] for key in changed if key in options}})
+
+    return patch.object(unistream.Client, name, stubborn)
+
+
+@mutation("full-always-blocks", "PUB-5")
+@contextmanager
+def full_always_blocks() -> Iterator[None]:
+    """Waits for room whatever `when_full` says."""
+    with _client_method("producer", when_full="block"):
+        yield
+
+
+@mutation("accepts-unordered", "ORD-2", "ORD-4")
+@contextmanager
+def accepts_unordered() -> Iterator[None]:
+    """Takes a group that asks for an order, and gives none."""
+    with _client_method("group", ordering="none"):
+        yield
+
+
+@mutation("drops-without-a-word", "DEL-3", "END-6")
+@contextmanager
+def drops_without_a_word() -> Iterator[None]:
+    """Takes `max_attempts` without a dead letter topic, and drops."""
+    method = unistream.Client.group
+
+    def generous(self: unistream.Client, *args: Any, **options: Any) -> unistream.Group:
+        if options.get("retry") is not None and options.get("dead_letter") is None:
+            options["dead_letter"] = unistream.DROP
+        return method(self, *args, **options)
+
+    with patch.object(unistream.Client, "group", generous):
+        yield
+
+
+@mutation("any-name", "END-6")
+@contextmanager
+def any_name() -> Iterator[None]:
+    """Takes any text for a name."""
+    with patch.object(_client, "_name", lambda what, name: name):
+        yield
+
+
+@mutation("any-option", "END-6")
+@contextmanager
+def any_option() -> Iterator[None]:
+    """Takes unknown options in a URL without a word."""
+    parse = config.parse_target
+
+    def deaf(url: str, driver: Any) -> Any:
+        return parse(url.partition("?")[0], driver)
+
+    with patch.object(_client, "parse_target", deaf):
+        yield
+
+
+@mutation("any-scheme", "END-6")
+@contextmanager
+def any_scheme() -> Iterator[None]:
+    """Takes a misspelt scheme for the one that is near."""
+    find = _registry.find_driver
+
+    def guessing(scheme: str) -> Any:
+        try:
+            return find(scheme)
+        except errors.UnknownSchemeError:
+            return find(scheme[:-1])
+
+    with patch.object(_client, "find_driver", guessing):
+        yield
+
+
+@mutation("require-ignored", "END-6")
+@contextmanager
+def require_ignored() -> Iterator[None]:
+    """Never looks at what a program requires."""
+    with patch.object(Capabilities, "require", lambda self, needs: None):
+        yield
+
+
+@mutation("always-healthy", "END-3")
+@contextmanager
+def always_healthy() -> Iterator[None]:
+    """Says that all is well, whatever happens."""
+
+    async def cheerful(self: unistream.Client) -> unistream.Health:
+        return unistream.Health(True, "connected", ())
+
+    with patch.object(unistream.Client, "health", cheerful):
+        yield
+
+
+@mutation("close-does-nothing", "END-1", "END-6")
+@contextmanager
+def close_does_nothing() -> Iterator[None]:
+    """Leaves a client open that was closed."""
+
+    async def lazy(self: unistream.Client) -> None:
+        return None
+
+    with patch.object(unistream.Client, "close", lazy):
+        yield
+
+
+@mutation("retryable-unsaid", "END-5")
+@contextmanager
+def retryable_unsaid() -> Iterator[None]:
+    """Leaves it open whether trying again may help."""
+    with patch.object(errors.WindowFullError, "retryable", None):
+        yield
+
+
+class _WithoutLag(DriverLayer):
+    """Claims no lag."""
+
+    def claims(self, capabilities: Capabilities) -> Capabilities:
+        """Withdraw the claim."""
+        return replace(capabilities, lag=LagReport(level=Level.NONE, exact=False))
+
+
+@mutation("silently-accepts", "END-6", layer=_WithoutLag)
+@contextmanager
+def silently_accepts() -> Iterator[None]:
+    """Goes on with a call whose capability is missing."""
+    with patch.object(unistream.Group, "_require", lambda self, capability, wanted: None):
+        yield
