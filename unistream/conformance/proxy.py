@@ -29,6 +29,23 @@ QUEUE = 64
 """Chunks that may wait for their time in one direction; then the sender feels it, as on a real wire."""
 
 
+class Signal:
+    """Wakes those who wait for something to become true."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def note(self) -> None:
+        """Something changed."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until it is true."""
+        while not holds():
+            await self._event.wait()
+
+
 @dataclass(slots=True)
 class Rules:
     """
@@ -49,17 +66,11 @@ class Rules:
     jitter: float = 0.0
     slice: bool = False
     cut: dict[Direction, int] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def note(self) -> None:
-        """Wake those who wait for a change."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+    changed: Signal = field(default_factory=Signal)
 
     async def released(self, direction: Direction) -> None:
         """Wait until the direction is not held."""
-        while direction in self.hold:
-            await self.changed.wait()
+        await self.changed.until(lambda: direction not in self.hold)
 
 
 class Connection:
@@ -73,9 +84,10 @@ class Connection:
         ended: Who ended it: `client`, `broker` or `proxy`; None while it stands.
     """
 
-    def __init__(self, address: tuple[str, int], rules: Rules) -> None:
+    def __init__(self, address: tuple[str, int], rules: Rules, moved: Signal) -> None:
         self.address = address
         self.rules = rules
+        self._moved = moved
         self.passed: dict[Direction, int] = {"up": 0, "down": 0}
         self.lost: dict[Direction, int] = {"up": 0, "down": 0}
         self.ended: str | None = None
@@ -123,6 +135,7 @@ class Connection:
         """Close both sides; the first one to end it is remembered."""
         if self.ended is None:
             self.ended = by
+            self._moved.note()
         self.over.set()
         for writer in (self._client, self._broker):
             if writer is not None:
@@ -142,6 +155,7 @@ class Connection:
                 rules = self.rules
                 if direction in rules.drop:
                     self.lost[direction] += len(data)
+                    self._moved.note()
                     if data:
                         continue
                 delay = rules.latency and max(0.0, rules.latency + self._dice.uniform(-rules.jitter, rules.jitter))
@@ -180,6 +194,7 @@ class Connection:
                 if step == 1:
                     await asyncio.sleep(0)  # one byte a packet: the receiver's turn comes in between
             self.passed[direction] += len(data)
+            self._moved.note()
 
     def _cut(self, direction: Direction) -> None:
         # The broker must get what was sent before the cut, so its side ends in good order; the client sees a reset.
@@ -207,10 +222,12 @@ class Proxy:
         connections: Every connection that was ever made, in order.
         tries: How many times a client knocked while the proxy turned everybody away.
         faults: How many faults were switched on.
+        moved: Tells of every change: bytes carried or lost, connections made or ended.
     """
 
     def __init__(self) -> None:
         self.rules = Rules()
+        self.moved = Signal()
         self.connections: list[Connection] = []
         self.tries: list[float] = []
         self.faults = 0
@@ -320,7 +337,7 @@ class Proxy:
         self.rules.cut.clear()
         self.rules.latency = self.rules.jitter = 0.0
         self.rules.slice = self._slamming = False
-        self.rules.note()
+        self.rules.changed.note()
         for each in list(self.live):
             if sum(each.lost.values()):
                 each.reset()
@@ -333,7 +350,7 @@ class Proxy:
     def _change(self, change: Callable[[], None]) -> None:
         change()
         self.faults += 1
-        self.rules.note()
+        self.rules.changed.note()
 
     async def _arrived(
         self, address: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -344,10 +361,12 @@ class Proxy:
         task.add_done_callback(self._carrying.discard)
         if self._slamming:
             self.tries.append(self._loop.time())
+            self.moved.note()
             _reset(writer)
             return
-        connection = Connection(address, self.rules)
+        connection = Connection(address, self.rules, self.moved)
         self.connections.append(connection)
+        self.moved.note()
         await connection.carry(reader, writer)
 
 

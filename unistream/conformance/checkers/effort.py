@@ -52,6 +52,4 @@ def sometimes(run: Run, terms: Terms) -> Iterator[Violation]:
     seen = counters(run)
     for name in terms.sometimes:
         if not seen.get(name):
-            yield Violation(
-                "PUB-1", VACUOUS, (max(0, len(run.history) - 1),), f"nothing was {name}: the run shows nothing"
-            )
+            yield Violation("PUB-1", VACUOUS, (), f"nothing was {name}: the run shows nothing")
