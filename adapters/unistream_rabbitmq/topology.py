@@ -1,0 +1,208 @@
+"""Declares and deletes the exchanges and queues of topics and groups, in step with the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pika.exceptions import ChannelClosed
+
+from unistream.driver.types import GroupSpec, TopicSpec
+from unistream.errors import GroupMissingError, TopicMissingError
+from unistream_rabbitmq.delays import declare_return
+from unistream_rabbitmq.errors import NOT_FOUND, code_of
+from unistream_rabbitmq.link import Channel, Line
+from unistream_rabbitmq.names import RETURN, GroupQueues, exchange_of
+from unistream_rabbitmq.registry import Registry, State
+
+__all__ = ["Topology"]
+
+
+class Topology:
+    """
+    The topics and groups of one virtual host.
+
+    Args:
+        control: The connection to declare on.
+        registry: What is written down.
+        unlimited_returns: RabbitMQ 4 drops a message of a quorum queue that came back 20 times unless told otherwise;
+            earlier ones never do, and do not know how to be told.
+    """
+
+    def __init__(self, control: Line, registry: Registry, *, unlimited_returns: bool) -> None:
+        self._control = control
+        self._registry = registry
+        self._quorum: dict[str, Any] = {"x-queue-type": "quorum"}
+        if unlimited_returns:
+            self._quorum["x-delivery-limit"] = -1
+
+    # Topics
+
+    async def create_topic(self, spec: TopicSpec) -> TopicSpec:
+        """Create it, or return the one that is there."""
+        async with self._registry.changing() as (state, store):
+            there = state.topic(spec.name)
+            if there is None:
+                state.put_topic(spec, ready=True)
+            # Declared again if it is there: a registry entry without its exchange heals.
+            await self._declare_exchange(there or spec)
+            if there is None:
+                await store()
+            return there or spec
+
+    async def _declare_exchange(self, spec: TopicSpec) -> None:
+        channel = await self._channel()
+        try:
+            kind = "direct" if spec.ordering == "key" else "fanout"
+            await channel.call(channel.raw.exchange_declare, exchange_of(spec.name), kind, durable=True)
+        finally:
+            await channel.close()
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete it with its groups; what does not exist is deleted already."""
+        async with self._registry.changing() as (state, store):
+            entry = state.topics.get(name)
+            channel = await self._channel()
+            try:
+                # First nothing more comes in, then the queues go, last the record: a crash between leaves what a
+                # second call deletes.
+                await channel.call(channel.raw.exchange_delete, exchange_of(name))
+                if entry is not None:
+                    for group in entry["groups"]:
+                        await self._delete_queues(channel, state, name, group)
+                    del state.topics[name]
+                    await store()
+            finally:
+                await channel.close()
+
+    async def topic(self, name: str) -> TopicSpec:
+        """
+        A topic as it stands.
+
+        Raises:
+            TopicMissingError: There is none.
+        """
+        there = (await self._registry.read()).topic(name)
+        if there is not None:
+            return there
+        channel = await self._channel()
+        try:
+            await channel.call(channel.raw.exchange_declare, exchange_of(name), passive=True)
+        except ChannelClosed as error:
+            if code_of(error) != NOT_FOUND:
+                raise
+            raise TopicMissingError(f"there is no topic {name!r}", driver="amqp", topic=name) from error
+        finally:
+            await channel.close()
+        return TopicSpec(name)
+
+    # Groups
+
+    async def create_group(self, spec: GroupSpec) -> GroupSpec:
+        """
+        Create it with its queues, or return the one that is there.
+
+        Raises:
+            TopicMissingError: There is no such topic.
+        """
+        topic = await self.topic(spec.topic)
+        there = (await self._registry.read()).group(spec.topic, spec.name)
+        if there is not None and await self._stands(GroupQueues(topic, there.name, ordered=there.ordering == "key")):
+            return there
+        async with self._registry.changing() as (state, store):
+            topic = state.topic(spec.topic) or topic
+            if state.topic(spec.topic) is None:
+                state.put_topic(topic, ready=True)  # made by a foreign program: adopted
+            there = state.group(spec.topic, spec.name)
+            if there is None:
+                # Until its queues are bound it counts as missing: publishing to the topic goes on meanwhile, and a
+                # crash between leaves no bound queue that nobody knows of.
+                state.put_group(spec, ready=False)
+                await store()
+            found = there or spec
+            await self._declare_queues(topic, GroupQueues(topic, spec.name, ordered=found.ordering == "key"))
+            if there is None:
+                state.put_group(spec, ready=True)
+                await store()
+            return found
+
+    async def _stands(self, queues: GroupQueues) -> bool:
+        try:
+            await self.count(queues)
+        except GroupMissingError:
+            return False
+        return True
+
+    async def _declare_queues(self, topic: TopicSpec, queues: GroupQueues) -> None:
+        channel = await self._channel()
+        raw = channel.raw
+        exchange = exchange_of(topic.name)
+        try:
+            await declare_return(channel)
+            for name in queues.all:
+                arguments = dict(self._quorum)
+                if queues.partitions:
+                    arguments["x-single-active-consumer"] = True
+                if topic.max_backlog is not None and name in (queues.main, *queues.partitions):
+                    arguments["x-max-length"] = topic.max_backlog
+                    arguments["x-overflow"] = "reject-publish"
+                await channel.call(raw.queue_declare, name, durable=True, arguments=arguments)
+            # Bound last: from here on the group gets every message.
+            for partition, name in enumerate(queues.partitions):
+                await channel.call(raw.queue_bind, name, exchange, routing_key=str(partition))
+            if not queues.partitions:
+                await channel.call(raw.queue_bind, queues.again, RETURN, routing_key=queues.again)
+                keys = [str(number) for number in range(topic.partitions)] if topic.ordering == "key" else ["#"]
+                for key in keys:
+                    await channel.call(raw.queue_bind, queues.main, exchange, routing_key=key)
+        finally:
+            await channel.close()
+
+    async def delete_group(self, topic: str, name: str) -> None:
+        """Delete it with its queues; what does not exist is deleted already."""
+        async with self._registry.changing() as (state, store):
+            if name not in state.topics.get(topic, {"groups": {}})["groups"]:
+                return
+            channel = await self._channel()
+            try:
+                await self._delete_queues(channel, state, topic, name)
+            finally:
+                await channel.close()
+            del state.topics[topic]["groups"][name]
+            await store()
+
+    async def _delete_queues(self, channel: Channel, state: State, topic: str, group: str) -> None:
+        spec = state.topic(topic) or TopicSpec(topic)
+        ordered = state.topics[topic]["groups"][group]["spec"]["ordering"] == "key"
+        queues = GroupQueues(spec, group, ordered=ordered)
+        for name in queues.all:
+            await channel.call(channel.raw.queue_delete, name)
+        for partition in range(len(queues.partitions)):
+            await channel.call(channel.raw.queue_delete, queues.ledger(partition))
+        if ordered:
+            await channel.call(channel.raw.exchange_delete, queues.gossip)
+
+    async def count(self, queues: GroupQueues) -> tuple[int, int]:
+        """
+        The messages that wait in a group's queues, and its members (of an ordered group: the active ones' consumers).
+
+        Raises:
+            GroupMissingError: A queue of it is missing.
+        """
+        channel = await self._channel()
+        waiting = members = 0
+        try:
+            for name in queues.all:
+                frame = await channel.call(channel.raw.queue_declare, name, passive=True)
+                waiting += frame.method.message_count
+                members = max(members, frame.method.consumer_count)
+        except ChannelClosed as error:
+            if code_of(error) != NOT_FOUND:
+                raise
+            raise GroupMissingError(f"the queue {name!r} is missing", driver="amqp") from error
+        finally:
+            await channel.close()
+        return waiting, members
+
+    async def _channel(self) -> Channel:
+        wire = await self._control.wire()
+        return await wire.channel()
