@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import repeat
 
 from unistream.broker import BrokerError, Host, Published, TopicMissing
@@ -12,6 +13,9 @@ from unistream.errors import ClosedError, TooLargeError, TopicFullError, TopicMi
 from unistream_builtin.errors import DRIVER, translated
 
 __all__ = ["MemoryProducer"]
+
+# Makes the named tuple from a plain one without a Python frame.
+_receipt: Callable[[tuple[str, bool]], RawReceipt] = partial(tuple.__new__, RawReceipt)
 
 
 class MemoryProducer(ProducerDriver):
@@ -35,9 +39,11 @@ class MemoryProducer(ProducerDriver):
             return [self._missing(error) for _ in batch]
         except BrokerError as error:
             raise translated(error, self._topic) from error
-        if not result.duplicates and not result.refused:
-            return list(map(RawReceipt, map(str, result.offsets), repeat(False)))
-        return [self._outcome(result, index) for index in range(len(batch))]
+        if not isinstance(result, int):
+            return [self._outcome(result, index) for index in range(len(batch))]
+        if len(batch) == 1:
+            return [_receipt((str(result), False))]
+        return list(map(_receipt, zip(map(str, range(result, result + len(batch))), repeat(False), strict=False)))
 
     def _missing(self, cause: TopicMissing) -> TopicMissingError:
         error = TopicMissingError(f"{cause}; create it first", driver=DRIVER, topic=self._topic)

@@ -54,9 +54,11 @@ class Broker:
             topic.delete()
         return topic
 
-    def publish(self, topic: str, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int) -> Published:
+    def publish(
+        self, topic: str, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int
+    ) -> int | Published:
         """
-        Store a batch, in order; what can't be stored is told of one by one.
+        Store a batch, in order.
 
         Args:
             topic: Its name.
@@ -64,6 +66,9 @@ class Broker:
             ids: What deduplication compares, one per entry.
             now: Seconds of the broker's clock.
             wall_ms: Milliseconds since 1970: the time that the messages get.
+
+        Returns:
+            The offset of the first message, if each was stored after the other; else what became of each.
 
         Raises:
             TopicMissing: There is no such topic.
@@ -157,7 +162,7 @@ class Broker:
             raise kind(text)
         if limit < 1:
             raise InvalidRequest(f"limit is {limit}; it must be at least 1")
-        if session.topic.spec.max_age is not None:
+        if session.topic.ages:
             session.topic.trim(now, wall_ms)
         return session.group.grant(session, limit, now)
 

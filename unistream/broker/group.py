@@ -6,7 +6,8 @@ batch. Nothing here knows topics' settings; time comes in as a number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush
 
 from .errors import BrokerError
@@ -18,6 +19,9 @@ __all__ = ["PARKED", "Group"]
 
 PARKED = -1.0
 """In `waiting`, in place of a due time: held back until an older message of the key is settled."""
+
+# Makes the named tuple without a Python frame.
+_lent: Callable[[tuple[object, ...]], Lent] = partial(tuple.__new__, Lent)
 
 # A heap is rebuilt when more than half of it, and more than this, are entries of what has gone.
 _SLACK = 1024
@@ -38,6 +42,9 @@ class Group:
         sessions: The members, by name.
         ended: Why the group is no more, or `None`.
     """
+
+    _follows = False
+    """Whether `_settled` does anything."""
 
     def __init__(self, name: str, spec: GroupSpec, log: Log, cursor: int, numbers: Iterator[int]) -> None:
         self.name = name
@@ -127,8 +134,8 @@ class Group:
             entries, times = self._log.pick(offsets)
         token = next(self._numbers)
         deadline = now + self._lease_seconds
-        self._lend(token, session, now, deadline, offsets)
-        return Lent(token, deadline, offsets, entries, times, attempts, suspect)
+        self._lend(token, token, session, now, deadline, offsets)
+        return _lent((token, deadline, offsets, entries, times, attempts, suspect))
 
     def _ready(self, limit: int, now: float) -> list[int]:
         """Take the waiting messages that are due, lowest (due, offset) first, a suspect only by itself."""
@@ -155,7 +162,15 @@ class Group:
         self.cursor = last = first + room if first + room < end else end
         return range(first, last)
 
-    def _lend(self, token: int, session: Session, granted: float, deadline: float, offsets: Sequence[int]) -> None:
+    def _lend(
+        self,
+        token: int,
+        serial: int,
+        session: Session,
+        granted: float,
+        deadline: float,
+        offsets: Sequence[int],
+    ) -> None:
         lease = Lease(token, session, granted, deadline, offsets)
         if len(offsets) == 1:
             self.leased[offsets[0]] = lease
@@ -163,15 +178,11 @@ class Group:
             self.leased.update(dict.fromkeys(offsets, lease))
         session.leases.add(lease)
         self._open += 1
-        self._watch(lease)
-
-    def _watch(self, lease: Lease) -> None:
-        """Put the lease's deadline among the timers."""
         ends = self._ends
         if len(ends) > 2 * self._open + _SLACK:
             ends[:] = [entry for entry in ends if entry[2].open]
             heapify(ends)
-        heappush(ends, (lease.deadline, next(self._numbers), lease))
+        heappush(ends, (deadline, serial, lease))
 
     # Ending loans. Each takes tags and returns those refused, because the loan had ended or was never one.
 
@@ -182,7 +193,8 @@ class Group:
             for offset in done:
                 self._attempts.pop(offset, None)
                 self._suspects.discard(offset)
-        self._settled(done, now)
+        if self._follows:
+            self._settled(done, now)
         return refused
 
     def nack(self, tags: Iterable[Tag], delay: float, now: float) -> list[Tag]:
@@ -217,11 +229,11 @@ class Group:
                 sooner = deadline < lease.deadline
                 lease.deadline = deadline
                 if sooner:
-                    self._watch(lease)
+                    heappush(self._ends, (deadline, next(self._numbers), lease))
             else:
                 # Part of a batch gets a lease object of its own, under the same token.
                 self._close(lease, len(offsets))
-                self._lend(lease.token, lease.session, lease.granted, deadline, sorted(offsets))
+                self._lend(lease.token, next(self._numbers), lease.session, lease.granted, deadline, sorted(offsets))
         return refused
 
     def expire(self, now: float) -> None:
@@ -262,10 +274,10 @@ class Group:
                 continue
             del leased[offset]
             taken.append(offset)
-            if lease.open == 1:
-                self._close(lease, 1)
-            else:
-                lease.open -= 1
+            lease.open = left = lease.open - 1
+            if not left:
+                lease.session.leases.discard(lease)
+                self._open -= 1
         return taken, refused
 
     def _close(self, lease: Lease, count: int) -> None:

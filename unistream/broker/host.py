@@ -76,6 +76,7 @@ class Host:
         self._wall = wall_ms
         self._broker = Broker(limits)
         self._lock = threading.Lock()
+        self._lossy = False
         # Who waits for something of a group, and until when at most.
         self._rooms: dict[Group, dict[Member, float]] = {}
         self._members: weakref.WeakValueDictionary[str, Member] = weakref.WeakValueDictionary()
@@ -92,7 +93,9 @@ class Host:
     def create_topic(self, name: str, spec: TopicSpec) -> TopicSpec:
         """The topic's settings as they now stand: `spec`, unless it existed."""
         with self._lock:
-            return self._broker.create_topic(name, spec).spec
+            topic = self._broker.create_topic(name, spec)
+            self._lossy = self._lossy or topic.lossy
+            return topic.spec
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic, its messages and its groups; none is fine."""
@@ -161,17 +164,17 @@ class Host:
 
     # Publishing.
 
-    def publish(self, topic: str, entries: Sequence[Entry], ids: Sequence[str]) -> Published:
+    def publish(self, topic: str, entries: Sequence[Entry], ids: Sequence[str]) -> int | Published:
         """Store a batch, in order, and wake who waits for it; see `Broker.publish`."""
         with self._lock:
-            result = self._broker.publish(topic, entries, ids, self._now(), self._wall())
-            there = self._broker.topics[topic]
+            broker = self._broker
+            result = broker.publish(topic, entries, ids, self._now(), self._wall())
             if self._rooms:
-                for group in there.groups.values():
+                for group in broker.topics[topic].groups.values():
                     if group in self._rooms:
                         self._stir(group)
-            if there.lossy:
-                self._report(there)
+            if self._lossy:
+                self._report(broker.topics[topic])
             return result
 
     # Members.
@@ -246,10 +249,12 @@ class Host:
                     self._forget(member)
 
     def _grant(self, member: Member, limit: int) -> Lent | None:
-        self._bury()
+        if self._dead:
+            self._bury()
         session = member.session
-        lent = self._broker.grant(session, limit, self._now(), self._wall())
-        if session.topic.lossy:
+        topic = session.topic
+        lent = self._broker.grant(session, limit, self._now(), self._wall() if topic.ages else 0)
+        if topic.lossy:
             self._report(session.topic)
         if self._rooms:
             self._nudge(session.group)

@@ -52,6 +52,13 @@ class Log:
         times = self._times
         if times and times[-1] > wall_ms:
             wall_ms = times[-1]
+        if len(entries) == 1:
+            self._entries.append(entries[0])
+            times.append(wall_ms)
+            self._sizes.append(sizes[0])
+            self.end += 1
+            self.bytes += sizes[0]
+            return
         self._entries += entries
         times.extend(repeat(wall_ms, len(entries)))
         self._sizes.extend(sizes)

@@ -22,6 +22,8 @@ class OrderedGroup(Group):
     else's. A message without key is never held back.
     """
 
+    _follows = True
+
     def __init__(
         self, name: str, spec: GroupSpec, log: Log, cursor: int, numbers: Iterator[int], parked_limit: int
     ) -> None:

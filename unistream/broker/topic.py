@@ -18,7 +18,7 @@ Refusal = Literal["full", "too_large"]
 
 
 class Published(NamedTuple):
-    """What became of a batch.
+    """What became of a batch of which not every message was stored.
 
     Attributes:
         offsets: Where each message is stored; of a duplicate, where the first one was; -1 if refused.
@@ -27,8 +27,8 @@ class Published(NamedTuple):
     """
 
     offsets: Sequence[int]
-    duplicates: frozenset[int] = frozenset()
-    refused: Mapping[int, Refusal] = {}
+    duplicates: frozenset[int]
+    refused: Mapping[int, Refusal]
 
 
 class Topic:
@@ -36,6 +36,7 @@ class Topic:
 
     Attributes:
         groups: By name.
+        ages: Whether messages are removed by their age, so that time alone changes something.
         lossy: Whether a group may lose messages that it has not settled.
     """
 
@@ -45,32 +46,36 @@ class Topic:
         self.log = Log()
         self.groups: dict[str, Group] = {}
         self.lossy = spec.has_retention or (spec.max_backlog is not None and spec.overflow == "drop_oldest")
+        self.ages = spec.max_age is not None
         self._limits = limits
         self._numbers = numbers
         self._retains = spec.has_retention
+        self._max_backlog = spec.max_backlog
+        self._most_message_bytes = limits.message_bytes
         # Messages beyond the history, and messages published or settled between two looks at what can be forgotten.
         self._slack = limits.history_messages >> 4
-        self._unlooked = 0
+        self._most_messages = limits.history_messages + self._slack
         self._most_bytes = limits.history_bytes + (limits.history_bytes >> 4)
+        self._unlooked = 0
         self._recent = Window(limits.dedupe_seconds, limits.dedupe_ids)
 
     # Publishing.
 
-    def publish(self, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int) -> Published:
+    def publish(self, entries: Sequence[Entry], ids: Sequence[str], now: float, wall_ms: int) -> int | Published:
         """Store a batch, in order; see `Broker.publish`."""
-        if self.spec.max_age is not None:
+        if self.ages:
             self.trim(now, wall_ms)
         first = self.log.end
-        count = len(entries)
-        self._recent.turn(now, first)
+        recent = self._recent
+        recent.turn(now, first)
         sizes = entry_bytes(entries)
         if (
-            max(sizes) <= self._limits.message_bytes
-            and (self.spec.max_backlog is None or count <= self._room())
-            and self._recent.claim(ids, first)
+            (sizes[0] if len(sizes) == 1 else max(sizes)) <= self._most_message_bytes
+            and (self._max_backlog is None or len(entries) <= self._room())
+            and recent.claim(ids, first)
         ):
             self._store(entries, sizes, now, wall_ms)
-            return Published(range(first, first + count))
+            return first
         return self._publish_some(entries, sizes, ids, now, wall_ms)
 
     def _publish_some(
@@ -107,18 +112,22 @@ class Topic:
         return Published(offsets, frozenset(duplicates), refused)
 
     def _store(self, entries: Sequence[Entry], sizes: Sequence[int], now: float, wall_ms: int) -> None:
-        self.log.append(entries, sizes, wall_ms)
-        if self.spec.max_backlog is not None and self.spec.overflow == "drop_oldest":
+        log = self.log
+        log.append(entries, sizes, wall_ms)
+        if self._max_backlog is not None and self.spec.overflow == "drop_oldest":
             for group in self.groups.values():
-                if group.lag > self.spec.max_backlog:
-                    group.drop_oldest(group.lag - self.spec.max_backlog, now)
-        self.trim(now, wall_ms, len(entries))
+                if group.lag > self._max_backlog:
+                    group.drop_oldest(group.lag - self._max_backlog, now)
+        if self._retains:
+            self._remove_to(self._retained_from(wall_ms), now)
+        elif log.bytes > self._most_bytes or log.end - log.start > self._most_messages:
+            self._forget_settled(len(entries), now)
 
     def _room(self) -> float:
         """How many more messages the backlog takes before a publish is refused."""
-        if self.spec.max_backlog is None or self.spec.overflow != "reject" or not self.groups:
+        if self._max_backlog is None or self.spec.overflow != "reject" or not self.groups:
             return float("inf")
-        return self.spec.max_backlog - self.backlog
+        return self._max_backlog - self.backlog
 
     @property
     def backlog(self) -> int:
@@ -127,30 +136,21 @@ class Topic:
 
     # Forgetting.
 
-    def trim(self, now: float, wall_ms: int, published: int = 0) -> None:
-        """Remove what the declared retention no longer keeps; without one, settled messages beyond the history."""
+    def trim(self, now: float, wall_ms: int) -> None:
+        """Remove what the declared retention no longer keeps."""
         if self._retains:
             self._remove_to(self._retained_from(wall_ms), now)
-        else:
-            self._forget_settled(published, now)
 
     def after_settle(self, count: int, now: float) -> None:
         """`count` messages were settled, so that some may be forgotten."""
-        if not self._retains:
+        log = self.log
+        if not self._retains and (log.bytes > self._most_bytes or log.end - log.start > self._most_messages):
             self._forget_settled(count, now)
 
     def _forget_settled(self, count: int, now: float) -> None:
-        """
-        Without a declared retention: forget settled messages beyond the history, some more than needed at a time.
-
-        Args:
-            count: Messages published or settled since the last call.
-            now: Seconds of the broker's clock.
-        """
+        """Without a declared retention: forget settled messages beyond the history, some more than needed at a time."""
         log = self.log
         if log.bytes <= self._most_bytes:
-            if log.end - log.start <= self._limits.history_messages + self._slack:
-                return
             # A few settled messages too many do no harm, and looking for them each time would cost more.
             self._unlooked += count
             if self._unlooked < self._slack:

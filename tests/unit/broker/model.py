@@ -14,6 +14,7 @@ from unistream.broker.core import Broker
 from unistream.broker.lease import Lent, Session, Tag
 from unistream.broker.log import entry_bytes
 from unistream.broker.spec import AtOffset, GroupSpec, Limits, TopicSpec
+from unistream.broker.topic import Published
 
 Entry = tuple[Any, ...]
 START_MS = 1_700_000_000_000
@@ -100,6 +101,8 @@ class Pair:
                 stored.append(entry)
         result = self.broker.publish("t", entries, [entry[0] for entry in entries], self.now, self.wall_ms)
 
+        if isinstance(result, int):
+            result = Published(range(result, result + len(entries)), frozenset(), {})
         assert list(result.offsets) == expected
         assert result.duplicates == duplicates
         assert result.refused == refused

@@ -70,8 +70,8 @@ MUTANTS: dict[str, tuple[ModuleType, str, str]] = {
     "an id is remembered too long": (dedupe, "offset >= self._valid_from else", "offset >= 0 else"),
     "the backlog is one too long": (
         topic,
-        "return self.spec.max_backlog - self.backlog",
-        "return self.spec.max_backlog - self.backlog + 1",
+        "return self._max_backlog - self.backlog",
+        "return self._max_backlog - self.backlog + 1",
     ),
     "the history takes unsettled messages": (topic, "target = min(floor, max(", "target = max(floor, max("),
     "one message too few is kept": (topic, "log.end - spec.max_messages)", "log.end - spec.max_messages + 1)"),
