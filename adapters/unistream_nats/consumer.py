@@ -116,6 +116,7 @@ class NatsConsumer(ConsumerDriver):
             if any(lane.gone for lane in self._lanes):
                 raise await self._missing()
             await self._link.flush()
+        self._link.watchers.add(self._wake)
         self._keeper = asyncio.create_task(self._keep())
 
     # Receiving
@@ -149,7 +150,7 @@ class NatsConsumer(ConsumerDriver):
             now = self._loop.time()
             if asked and now >= until and not any(lane.open for lane in self._lanes):
                 return []
-            asked = asked or self._pull(limit, until - now)
+            asked = self._pull(limit, until - now) or asked
             await self._wait(until)
 
     async def _wait(self, until: float) -> None:
@@ -417,6 +418,7 @@ class NatsConsumer(ConsumerDriver):
             return
         self._closed = True
         self._setting.closed(self)
+        self._link.watchers.discard(self._wake)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])

@@ -37,7 +37,12 @@ class Place:
 
 
 class Link:
-    """One connection that is opened anew when it is found gone; callers that find it so share one attempt."""
+    """
+    One connection that is opened anew when it is found gone; callers that find it so share one attempt.
+
+    Attributes:
+        watchers: Called when the connection is lost.
+    """
 
     def __init__(self, place: Place, what: str, emit: Callable[[Event], None]) -> None:
         self.place = place
@@ -48,6 +53,7 @@ class Link:
         self._was_lost = False
         self._closed = False
         self._last_host = -1
+        self.watchers: set[Callable[[], None]] = set()
 
     @property
     def current(self) -> Wire | None:
@@ -201,3 +207,5 @@ class Link:
         if reason is not None and not self._closed:
             self._was_lost = True
             self._emit(Disconnected(self._what, reason))
+            for watcher in list(self.watchers):
+                watcher()

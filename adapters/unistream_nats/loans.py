@@ -94,22 +94,28 @@ class Loans:
         for at, settlement in enumerate(batch):
             token, verb, _ = settlement
             loan = self._loans.get(token)
-            if loan is None or loan.deadline <= now:
+            if loan is None or (loan.deadline <= now and verb is not Verb.EXPIRE):
                 self._forget(token)
                 if verb is not Verb.EXPIRE:
                     outcomes[at] = self._refusal()
             elif verb is Verb.ACK:
                 ends.append((at, loan, _ACK))
-            elif verb is Verb.EXPIRE or loan.doubtful:
-                # The server ends leases by itself. A nak that may have been done must not be repeated: it would end
-                # the next member's loan.
+            elif loan.doubtful:
+                # A nak that may have been done must not be repeated: it would end the next member's loan.
                 self._forget(token)
             else:
                 returns.append((at, loan, settlement))
         with translate(f"settle in topic {self._topic!r}", self._topic):
             if returns:
                 await self._note([(loan, settlement.verb) for _, loan, settlement in returns])
-                ends += [(at, loan, _nak(settlement)) for at, loan, settlement in returns]
+                now = self._loop.time()
+                for at, loan, settlement in returns:
+                    if loan.served_until > now:
+                        ends.append((at, loan, _nak(settlement)))
+                    else:
+                        # The server has ended it by itself.
+                        self._forget(settlement.token)
+                        outcomes[at] = None if settlement.verb is Verb.EXPIRE else self._refusal()
             if ends:
                 refused = await self._tell([(loan, what) for _, loan, what in ends], doubtful=bool(returns))
                 for at, loan, _ in ends:

@@ -106,6 +106,6 @@ def _durability(replicas: int) -> Durability:
         )
     return Durability(
         kind="process_crash",
-        note="no client can read when the server syncs its files: by default every two minutes, so a power loss may take "
-        "the messages of two minutes; set sync_interval: always, or use the option replicas",
+        note="no client can read when the server syncs its files: by default every two minutes, so a power loss may "
+        "take the messages of two minutes; set sync_interval: always, or use the option replicas",
     )
