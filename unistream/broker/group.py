@@ -1,7 +1,7 @@
 """The state machine of one group: what is unseen, lent, waiting or settled, and every way from one to the next.
 
 Only unsettled messages below the cursor cost memory. One lease object and one timer entry stand for a whole granted
-batch. Nothing here knows topics' settings; time comes in as a number.
+batch. Time comes in as a number.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class Group:
         """
         Lend up to `limit` messages, those that wait for redelivery first; a suspect is lent alone.
 
-        Returns:
-            `None` if there is nothing to lend now.
+        `None` if there is nothing to lend now.
         """
         ends = self._ends
         if ends and ends[0][0] <= now:
@@ -134,7 +133,7 @@ class Group:
             entries, times = self._log.pick(offsets)
         token = next(self._numbers)
         deadline = now + self._lease_seconds
-        self._lend(token, token, session, now, deadline, offsets)
+        self._lend(Lease(token, session, now, deadline, offsets), token)
         return _lent((token, deadline, offsets, entries, times, attempts, suspect))
 
     def _ready(self, limit: int, now: float) -> list[int]:
@@ -162,27 +161,19 @@ class Group:
         self.cursor = last = first + room if first + room < end else end
         return range(first, last)
 
-    def _lend(
-        self,
-        token: int,
-        serial: int,
-        session: Session,
-        granted: float,
-        deadline: float,
-        offsets: Sequence[int],
-    ) -> None:
-        lease = Lease(token, session, granted, deadline, offsets)
+    def _lend(self, lease: Lease, serial: int) -> None:
+        offsets = lease.offsets
         if len(offsets) == 1:
             self.leased[offsets[0]] = lease
         else:
             self.leased.update(dict.fromkeys(offsets, lease))
-        session.leases.add(lease)
+        lease.session.leases.add(lease)
         self._open += 1
         ends = self._ends
         if len(ends) > 2 * self._open + _SLACK:
             ends[:] = [entry for entry in ends if entry[2].open]
             heapify(ends)
-        heappush(ends, (deadline, serial, lease))
+        heappush(ends, (lease.deadline, serial, lease))
 
     # Ending loans. Each takes tags and returns those refused, because the loan had ended or was never one.
 
@@ -233,7 +224,8 @@ class Group:
             else:
                 # Part of a batch gets a lease object of its own, under the same token.
                 self._close(lease, len(offsets))
-                self._lend(lease.token, next(self._numbers), lease.session, lease.granted, deadline, sorted(offsets))
+                part = Lease(lease.token, lease.session, lease.granted, deadline, sorted(offsets))
+                self._lend(part, next(self._numbers))
         return refused
 
     def expire(self, now: float) -> None:

@@ -6,6 +6,7 @@ Any thread may call a host. A member belongs to the event loop on which it joine
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import weakref
@@ -377,3 +378,14 @@ def named(name: str, make: Callable[[], Host] = Host) -> Host:
         if host is None:
             host = _named[name] = make()
         return host
+
+
+def _after_fork() -> None:
+    """A forked child is another process: it has no brokers yet, and no thread that could free a lock."""
+    global _named_lock
+    _named_lock = threading.Lock()
+    _named.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -301,6 +304,25 @@ def test_a_member_on_a_closed_loop_stops_nobody() -> None:
     assert host.members("t", "g") == [(member.session.name, 0)]
     for waiting in kept:
         waiting.get_coro().close()  # type: ignore[attr-defined]
+
+
+FORKING = """
+import os
+from unistream.broker import TopicSpec, named
+named("a").create_topic("t", TopicSpec())
+child = os.fork()
+if child == 0:
+    os._exit(len(named("a").topics()))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(named("a").topics()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_forked_child_starts_without_brokers() -> None:
+    """What the parent named stays the parent's."""
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["0", "1"]
 
 
 def test_a_name_is_one_broker() -> None:
