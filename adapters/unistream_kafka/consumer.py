@@ -61,6 +61,7 @@ MOST_WAITING = 1000
 MOST_SPAN = 100_000
 LEAST_FETCH = 32
 MOST_FETCH = 500
+_ID = "unistream-id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,8 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._next_commit: asyncio.TimerHandle | None = None
         self._committed_at = 0.0
         self._fetching = False
-        self._buffer = min(MOST_FETCH, max(LEAST_FETCH, setting.max_in_flight))
+        self._buffer = min(MOST_FETCH, max(LEAST_FETCH, 2 * setting.max_in_flight))
+        self._leaving: set[int] = set()
         self._drained: asyncio.Future[None] | None = None
         self._error: UnistreamError | None = None
         self._unreachable: str | None = None
@@ -192,7 +194,6 @@ class KafkaConsumerDriver(ConsumerDriver):
         if self._watch is not None:
             self._watch.cancel()
         if self._failure is None:
-            self._put_back(lambda _: True)
             await self._last_commit(list(self._parts.values()))
         for task in self._tasks:
             task.cancel()
@@ -253,7 +254,8 @@ class KafkaConsumerDriver(ConsumerDriver):
             if item.suspect:
                 break
         if batch:
-            self._demand = 0
+            # Whoever asked once is likely to ask again: the next batch is written down meanwhile. Not beside a suspect.
+            self._demand = 0 if batch[-1].suspect else limit
             self._pump()
         return batch
 
@@ -488,6 +490,8 @@ class KafkaConsumerDriver(ConsumerDriver):
                 while self._flight is not None:
                     self._landed = self._loop.create_future()
                     await asyncio.wait([self._landed])
+                # Only now: what the commit under way wrote down as lent is not handed out either.
+                self._put_back(partitions)
                 if any(progress.dirty for progress in partitions) and self._setting.identity is not None:
                     waiter: asyncio.Future[BaseException | None] = self._loop.create_future()
                     self._waiters.append(waiter)
@@ -576,7 +580,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         places = {progress.partition for progress in leaving}
         try:
             self._held |= places
-            self._put_back(lambda progress: progress.partition in places)
+            self._put_back(leaving)
             self._leaving = places
             if any(progress.partition in places for progress, _ in self._loans.values()):
                 self._drained = self._loop.create_future()
@@ -600,7 +604,7 @@ class KafkaConsumerDriver(ConsumerDriver):
             self._drop(partitions, reason)
             return
         # Maybe this is still a member: the commit before the next lending will tell.
-        self._put_back(lambda _: True)
+        self._put_back(self._parts.values())
         for progress, message in self._lose(self._parts, reason):
             progress.expire(message)
 
@@ -628,16 +632,17 @@ class KafkaConsumerDriver(ConsumerDriver):
 
     # Losing
 
-    def _put_back(self, chosen: Callable[[Progress], bool]) -> None:
+    def _put_back(self, partitions: Iterable[Progress]) -> None:
         """What was counted as lent and is not handed out yet waits again, uncounted."""
+        chosen = set(partitions)
         back: dict[Progress, list[Any]] = {}
         for item in (*self._ready, *self._marking):
-            if chosen(item.progress) and self._owns(item.progress):
+            if item.progress in chosen:
                 back.setdefault(item.progress, []).append(item.message)
+        self._ready = deque(item for item in self._ready if item.progress not in chosen)
+        self._marking = [item for item in self._marking if item.progress not in chosen]
         for progress, messages in back.items():
             progress.give_back(messages)
-        self._ready = deque(item for item in self._ready if not chosen(item.progress))
-        self._marking = [item for item in self._marking if not chosen(item.progress)]
 
     def _lose(self, partitions: Collection[int], reason: str) -> list[tuple[Progress, Any]]:
         tokens = [token for token, (progress, _) in self._loans.items() if progress.partition in partitions]
@@ -685,12 +690,15 @@ class KafkaConsumerDriver(ConsumerDriver):
 
 
 def _delivery(message: Any, token: int, attempt: int, suspect: bool) -> RawDelivery:
-    partition, offset = message.partition, message.offset
-    told = ENVELOPE.unwrap((name, value or b"") for name, value in message.headers)
-    raw = RawMessage(told.id, message.value or b"", message.key, told.headers, partition)
-    stored = message.timestamp
+    partition, headers, stored = message.partition, message.headers, message.timestamp
+    if len(headers) == 2 and headers[0][0] == _ID:
+        # Without application headers: by far the most, so worth a short way.
+        raw = RawMessage(headers[0][1].decode("ascii", "replace"), message.value or b"", message.key, (), partition)
+    else:
+        told = ENVELOPE.unwrap((name, value or b"") for name, value in headers)
+        raw = RawMessage(told.id, message.value or b"", message.key, told.headers, partition)
     published_at = stored / 1000 if stored is not None and stored >= 0 else None
-    return RawDelivery(raw, token, position_of(partition, offset), published_at, attempt, suspect, message)
+    return RawDelivery(raw, token, position_of(partition, message.offset), published_at, attempt, suspect, message)
 
 
 def _answer(waiters: Iterable[asyncio.Future[BaseException | None]], error: BaseException | None) -> None:

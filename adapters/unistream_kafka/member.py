@@ -30,6 +30,8 @@ _POLL_MS = 250
 _LOST_CONTACT = 0.8
 """Of the session, without a heartbeat, after which this side takes its membership for lost: before the broker does."""
 _LEAVE_MS = 3000
+_ALONE_SECONDS = 0.5
+"""Without any connection before the way to the cluster counts as lost: the client opens and closes some on its way."""
 
 Assigned = Mapping[int, tuple[int, str] | None]
 """Partition -> the stored cursor and its text, or `None` where Kafka holds none."""
@@ -110,7 +112,8 @@ class Member:
         self._wanted = 0
         self._leaving = False
         self._joined = False
-        self._down: float | None = None
+        self._alone = time.monotonic()
+        self._down = False
         self._contact = True
         self._thread = threading.Thread(target=self._run, name=f"unistream-kafka-member-{topic}", daemon=True)
 
@@ -216,7 +219,7 @@ class Member:
             return
         self._watch(client)
         self._pause(client, everything=not wanted)
-        idle = not wanted or self._down is not None
+        idle = not wanted or self._down
         try:
             found = client.poll(timeout_ms=0 if idle and self._joined else _POLL_MS, max_records=wanted or 1)
         except OffsetOutOfRangeError as error:
@@ -228,7 +231,7 @@ class Member:
             with self._bell:
                 self._wanted = 0
             self._crossing.put(self._half.arrived, {at.partition: messages for at, messages in found.items()})
-        elif self._down is not None:
+        elif self._down:
             # The client answers at once while it can't connect.
             with self._bell:
                 if not self._leaving:
@@ -253,17 +256,18 @@ class Member:
         """Notice that the connections are gone, and that the membership may be."""
         now = time.monotonic()
         if connected(client._client):
-            if self._down is not None:
-                self._down = None
+            self._alone = now
+            if self._down:
+                self._down = False
                 self._crossing.put(self._half.reachable, None)
-        elif self._down is None:
-            self._down = now
+        elif not self._down and self._joined and now - self._alone > _ALONE_SECONDS:
+            self._down = True
             self._crossing.put(self._half.reachable, "no connection to any node")
         if self._group is None or not self._joined:
             return
         heartbeat = client._coordinator.heartbeat
         stable = client.group_metadata().state is MemberState.STABLE
-        if not stable and self._down is None:
+        if not stable and not self._down:
             # A rebalance: the broker holds the join request, and the membership with it.
             self._contact = True
             return
@@ -284,11 +288,11 @@ class Member:
 
     def _close(self, client: KafkaConsumer) -> None:
         try:
-            if self._down is None:
+            if not self._down:
                 client.close(autocommit=False, timeout_ms=_LEAVE_MS)
         except (KafkaError, RuntimeError):
             # Out of reach: the membership ends with its session.
-            self._down = time.monotonic()
+            self._down = True
         finally:
             abandon(client._client)
 

@@ -33,7 +33,7 @@ class Progress:
     """
     The messages of one owned partition.
 
-    A message is in one of these states: waiting in `fresh` or, if the lending before ended without a word, in
+    A message is in one of these states: waiting in `fresh` or, if its last member ended without a word of it, in
     `suspects`; waiting behind another of its key (ordered groups); lent; resting after a nack, in `rests`; settled.
 
     Args:
@@ -156,8 +156,8 @@ class Progress:
         self.dirty = True
 
     def expire(self, message: Any) -> None:
-        """Its lease ended without a word."""
-        self.suspects.append(message)
+        """Its lease ended, or the contact with Kafka did, while its member lives: the lending counts."""
+        self.fresh.append(message)
 
     def text(self, most_bytes: int) -> str:
         """What is stored with the cursor `frontier.frontier`; what does not fit is left out, the farthest first."""
