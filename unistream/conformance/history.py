@@ -181,6 +181,7 @@ class Recorder:
         self.life = life
         self._clock = clock
         self._events: list[Event] = []
+        self._parts: list[list[Event]] = []
         self._calls = 0
         self._lendings = 0
         self._file: IO[str] | None = None if path is None else path.open("a", encoding="utf-8", buffering=1)
@@ -194,9 +195,14 @@ class Recorder:
         """Return the monotonic time in nanoseconds."""
         return self._clock()
 
+    def part(self) -> list[Event]:
+        """Return a list that takes the events of another process, in order; they belong to the history."""
+        self._parts.append([])
+        return self._parts[-1]
+
     def history(self) -> History:
         """Return what was recorded so far as a history."""
-        return History(self._events)
+        return History.merge(self._events, *self._parts)
 
     def new_lending(self) -> str:
         """Return a name for the next delivery."""

@@ -12,7 +12,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -277,6 +277,21 @@ class Proxy:
     def lost(self) -> int:
         """Bytes that vanished."""
         return sum(sum(each.lost.values()) for each in self.connections)
+
+    @property
+    def broken(self) -> int:
+        """Connections that the proxy ended."""
+        return sum(each.ended == "proxy" for each in self.connections)
+
+    def more_lost(self) -> Awaitable[None]:
+        """Return what waits until more bytes have vanished than at the time of this call."""
+        before = self.lost
+        return self.moved.until(lambda: self.lost > before)
+
+    def more_broken(self) -> Awaitable[None]:
+        """Return what waits until more connections are broken than at the time of this call."""
+        before = self.broken
+        return self.moved.until(lambda: self.broken > before)
 
     # Faults
 

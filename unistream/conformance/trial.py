@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -116,6 +116,10 @@ class Trial:
         if line is not None:
             self._lines.append(line)
         return await self._stack.enter_async_context(self.target.connect(line, require=require))
+
+    async def keep(self, context: AbstractAsyncContextManager[T]) -> T:
+        """Enter something that lasts as long as the trial."""
+        return await self._stack.enter_async_context(context)
 
     def fresh(self, kind: str) -> str:
         """Return a name that nobody has used: of a topic, a group, a member or a producer."""

@@ -22,6 +22,8 @@ class Saboteur:
         sentence: What it does.
         layer: Put over a good driver.
         patch: Entered while it is at work: harm that is done to the library itself, above every driver.
+        by: The cases that are made to kill it, tried first.
+        needs: What it takes to see its harm, as a case's facilities; where that can't exist it does none.
     """
 
     name: str
@@ -29,16 +31,18 @@ class Saboteur:
     sentence: str
     layer: type[DriverLayer] = DriverLayer
     patch: Callable[[], AbstractContextManager[object]] = nullcontext
+    by: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 SABOTEURS: dict[str, Saboteur] = {}
 
 
-def saboteur(name: str, *rules: str) -> Callable[[Layer], Layer]:
+def saboteur(name: str, *rules: str, by: tuple[str, ...] = (), needs: tuple[str, ...] = ()) -> Callable[[Layer], Layer]:
     """Enter a layer of a driver, producer or consumer into the list; its docstring's first line says what it does."""
 
     def enter(layer: Layer) -> Layer:
-        _add(Saboteur(name, rules, _sentence(layer), _driver_layer(layer)))
+        _add(Saboteur(name, rules, _sentence(layer), _driver_layer(layer), by=by, needs=needs))
         return layer
 
     return enter

@@ -1,0 +1,317 @@
+"""Cases of publishing over a bad wire: what a receipt and an error are worth when the connection is harmed."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from random import Random
+
+from unistream.conformance.recorded import RecordedProducer
+from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.trial import Trial
+from unistream.conformance.wires import CARRIED, over, unwired, wire
+from unistream.errors import BrokerUnavailableError, PublishError, UnistreamError
+from unistream.message import Receipt
+
+WIRE = ("socket",)
+
+
+async def attempt(producer: RecordedProducer, *, size: int = 0, timeout: float) -> Receipt | UnistreamError:
+    """Publish one message; return its receipt, or the error that was raised."""
+    try:
+        return (await producer.publish(size=size, timeout=timeout))[1]
+    except UnistreamError as error:
+        return error
+
+
+@case(
+    "net.cut-mid-publish",
+    rules=("PUB-1", "PUB-2", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "broken", "confirmed", "drained"),
+    limit=120.0,
+)
+async def cut_mid_publish(trial: Trial) -> None:
+    """A connection cut inside a publish leaves a message confirmed and stored, or an error that tells the truth."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    dice = Random(trial.seed)
+    for count in (1, 40, dice.randrange(100, 4000), dice.randrange(4000, 8000)):
+        await attempt(producer, timeout=trial.pace.patience)
+        with line.harm(producer, "cut inside a publish") as proxy:
+            broken = proxy.broken
+            proxy.cut_after(count, "up")
+            await attempt(producer, size=8000, timeout=trial.pace.patience)
+            happened = proxy.broken > broken
+        trial.that(happened, "END-3", f"a request of more than {count} bytes through the wire", "it was not cut")
+    outcome = await attempt(producer, timeout=trial.pace.patience)
+    trial.that(isinstance(outcome, Receipt), "END-3", "a receipt once the wire is whole", outcome)
+    await trial.drain(group)
+
+
+@case(
+    "net.reply-lost",
+    rules=("PUB-2", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "lost", "broken", "drained"),
+    limit=90.0,
+)
+async def reply_lost(trial: Trial) -> None:
+    """A message whose answer is lost with its connection is perhaps stored: never called surely not stored."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    await producer.publish()
+    for _ in range(3):
+        with line.harm(producer, "reply lost") as proxy:
+            answered = proxy.more_lost()
+            proxy.drop("down")
+            publishing = asyncio.create_task(attempt(producer, timeout=trial.pace.patience))
+            await trial.within(trial.pace.patience, answered, "END-3", "an answer")
+        outcome = await publishing
+        if not isinstance(outcome, Receipt):
+            trial.equal(getattr(outcome, "stored", None), "unknown", "PUB-2", "stored, of a message that was sent,")
+        elif not trial.claims.dedupe:
+            trial.equal(outcome.duplicate, None, "PUB-3", "duplicate, where nothing removes duplicates,")
+    await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing again")
+    await trial.drain(group)
+
+
+@case(
+    "net.reply-lost-retry",
+    rules=("PUB-3", "PUB-1"),
+    level=GATED("dedupe"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "lost", "confirmed", "drained"),
+    limit=90.0,
+)
+async def reply_lost_retry(trial: Trial) -> None:
+    """Where the backend removes duplicates, a publish whose answer was lost is retried, confirmed, and stored once."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    await producer.publish()
+    for _ in range(3):
+        with line.harm(producer, "reply lost") as proxy:
+            answered = proxy.more_lost()
+            proxy.drop("down")
+            publishing = asyncio.create_task(attempt(producer, timeout=2 * trial.pace.patience))
+            await trial.within(trial.pace.patience, answered, "END-3", "an answer")
+        outcome = await publishing
+        trial.that(isinstance(outcome, Receipt), "PUB-3", "a receipt after a retry with the same id", outcome)
+    member = await trial.member(group)
+    seen = [(await trial.next(member)).msg for _ in range(4)]
+    trial.equal(len(set(seen)), 4, "PUB-3", "different messages among four deliveries")
+    await trial.silent(member, "PUB-3")
+
+
+@case(
+    "net.publish-timeout",
+    rules=("PUB-2", "END-2"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "harm", "unknown", "drained"),
+    limit=90.0,
+)
+async def publish_timeout(trial: Trial) -> None:
+    """On a silent wire a publish ends at its own timeout, unknown; later nothing is confirmed twice."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    await producer.publish()
+    loop = asyncio.get_running_loop()
+    with line.harm(producer, "held") as proxy:
+        proxy.hold()
+        began = loop.time()
+        error = await trial.raises(UnistreamError, producer.publish(timeout=1.0), "END-2")
+        took = loop.time() - began
+    trial.that(0.95 <= took <= 1.3 + trial.pace.slack, "END-2", "an error after 1 s", f"{took:.2f} s")
+    trial.equal(getattr(error, "stored", None), "unknown", "PUB-2", "stored")
+    await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing again")
+    stats = producer.producer.stats
+    trial.equal((stats.confirmed, stats.unknown), (2, 1), "PUB-2", "confirmed and unknown messages")
+    await trial.drain(group)
+
+
+@case(
+    "net.refused-publish",
+    rules=("PUB-2", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "broken", "unpublished", "drained"),
+    limit=90.0,
+)
+async def refused_publish(trial: Trial) -> None:
+    """With nobody to hand it to, a publish raises, surely not stored; the producer works again by itself."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    await producer.publish()
+    with line.harm(producer, "refused") as proxy:
+        proxy.refuse()
+        proxy.reset()
+        error = await trial.raises(UnistreamError, producer.publish(timeout=2.0), "PUB-2")
+        # The first one may have been written into the dying connection; the second one surely was not.
+        error = await trial.raises(UnistreamError, producer.publish(timeout=1.0), "PUB-2")
+        trial.equal(getattr(error, "stored", None), "no", "PUB-2", "stored, of a message that was never sent,")
+    await trial.within(trial.pace.patience, producer.publish(timeout=60.0), "END-3", "publishing again")
+    await trial.drain(group)
+
+
+@case(
+    "pub.failed-is-absent",
+    rules=("PUB-2",),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "broken", "lost", "unpublished", "unknown", "confirmed", "drained"),
+    limit=120.0,
+)
+async def failed_is_absent(trial: Trial) -> None:
+    """Of all the messages that bad wires made fail, none that was called not stored is ever delivered."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic, max_unconfirmed=8)
+    dice = Random(trial.seed)
+    for turn in range(12):
+        with line.harm(producer, "made difficult") as proxy:
+            match turn % 4:
+                case 0:
+                    proxy.cut_after(dice.randrange(1, 3000), "up")
+                case 1:
+                    proxy.cut_after(dice.randrange(0, 10), "down")
+                case 2:
+                    proxy.refuse()
+                    proxy.reset()
+                case _:
+                    proxy.drop("down")
+            await asyncio.gather(*(attempt(producer, size=500, timeout=0.7) for _ in range(12)))
+    await trial.within(2 * trial.pace.patience, producer.publish(timeout=60.0), "END-3", "publishing again")
+    await trial.drain(group)
+
+
+@case(
+    "net.order-pipelined",
+    rules=("PUB-4", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "broken", "delivered"),
+    limit=90.0,
+)
+async def order_pipelined(trial: Trial) -> None:
+    """The order of one key holds for messages under way at once, also when their connection is reset in between."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    for number in range(300):
+        if number in (100, 200):
+            with line.harm(producer, "reset") as proxy:
+                proxy.reset()
+        await producer.submit(key=b"k")
+    await trial.within(2 * trial.pace.patience, producer.watched(), "PUB-5", "all outcomes")
+    # Nothing is promised across an unknown outcome, but what was confirmed between two of them is in order.
+    pieces = {event.msg or "" for event in trial.recorder.events if (event.op, event.phase) == ("publish", "ok")}
+    member = await trial.member(group)
+    seen: dict[str, int] = {}
+    while len(seen.keys() & pieces) < len(pieces):
+        lent = await trial.next(member, "PUB-1")
+        seen.setdefault(lent.msg or "", len(seen))
+        await lent.ack()
+    doubtful = sorted(
+        _number(event.msg) for event in trial.recorder.events if event.op == "publish" and event.phase == "info"
+    )
+    places = sorted((_number(name), place) for name, place in seen.items() if name in pieces)
+    for (first, before), (second, after) in pairwise(places):
+        if not any(first < number < second for number in doubtful):
+            trial.that(before < after, "PUB-4", f"message {first} before message {second}", "they came the other way")
+
+
+def _number(msg: str | None) -> int:
+    return int((msg or "x.0").rpartition(".")[2])
+
+
+@case(
+    "net.connect-blackhole",
+    rules=("END-2", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=("harm", "raised"),
+)
+async def connect_blackhole(trial: Trial) -> None:
+    """A broker that takes the connection and says nothing is an error after `connect_timeout`."""
+    line = await unwired(trial)
+    line.proxy.hold()
+    url = trial.target.url
+    target = over(trial, line.proxy, f"{url}{'&' if '?' in url else '?'}connect_timeout=1")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await trial.raises(BrokerUnavailableError, target.connect().__aenter__(), "END-2")
+    took = loop.time() - began
+    trial.tally("raised")
+    trial.that(bool(line.proxy.connections), "END-2", "a connection through the wire", "none came")
+    trial.that(took <= 2.5 + trial.pace.slack, "END-2", "an error after 1 s", f"{took:.1f} s")
+    line.prove()
+
+
+@case(
+    "net.start-before-broker",
+    rules=("END-3", "END-5"),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "raised", "confirmed"),
+)
+async def start_before_broker(trial: Trial) -> None:
+    """Connecting while nobody listens is an error at once that names the place; later the same program works."""
+    topic = await trial.topic()
+    line = await unwired(trial)
+    line.proxy.refuse()
+    target = over(trial, line.proxy)
+    error = await trial.raises(BrokerUnavailableError, target.connect().__aenter__(), "END-3")
+    trial.tally("raised")
+    trial.that(error.__cause__ is not None, "END-5", "the client's own error as the cause", error)
+    line.proxy.heal()
+    line.client = await trial.keep(target.connect())
+    await (await line.producer(topic)).publish()
+    line.prove()
+
+
+@case(
+    "net.reconnect-backoff",
+    rules=("END-3",),
+    tier=Tier.FAULTS,
+    facilities=WIRE,
+    sometimes=(*CARRIED, "slammed", "confirmed", "delivered"),
+    limit=90.0,
+)
+async def reconnect_backoff(trial: Trial) -> None:
+    """Whoever is turned away knocks again ever more rarely, and is back by itself when the door opens."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    producer = await line.producer(topic)
+    member = await line.member(group)
+    await producer.publish()
+    await (await trial.next(member)).ack()
+    with line.harm(member, "turned away") as proxy:
+        since = trial.recorder.now()
+        proxy.slam()
+        publishing = asyncio.create_task(attempt(producer, timeout=60.0))
+        await trial.silent(member, "END-3", seconds=4.0)
+        tries = len(proxy.tries)
+        trial.recorder.record("fault", member=producer.name, since=since, note="connection turned away")
+    trial.that(tries <= 60, "END-3", "at most 60 tries in 4 s, of all connections together", tries)
+    outcome = await trial.within(trial.pace.patience, publishing, "END-3", "the outcome of a publish")
+    if isinstance(outcome, PublishError):
+        await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing again")
+    lent = await trial.next(member, "END-3", timeout=2 * trial.pace.patience)
+    await lent.ack()
