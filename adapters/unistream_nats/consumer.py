@@ -45,6 +45,11 @@ _SLICE = 0.5
 _MOST_SLICE = 2.0
 _SETTLING = 0.02
 """Seconds to wait for the rest of a pull that messages have come by."""
+_GLANCE = 0.003
+_LOOK = 0.1
+_STALE = 0.25
+"""How a member with less room than lanes goes round: seconds at each while something flows, else, and after how many it
+looks again at one that had nothing."""
 _UPKEEP_EVERY = 5.0
 _HELD_FOR = 1.0
 """Seconds that a message waits here for somebody to take it, before it goes back."""
@@ -97,7 +102,6 @@ class NatsConsumer(ConsumerDriver):
         self._name = f"m-{secrets.token_hex(8)}"
         self._wire: Wire | None = None
         self._who = 0
-        self._turn = 0
         self._fresh: list[Arrival] = []
         self._held: deque[Loan] = deque()
         self._cautious = False
@@ -180,27 +184,29 @@ class NatsConsumer(ConsumerDriver):
         """Ask the lanes that are free for what there is room for; whether anybody was asked."""
         now = self._loop.time()
         room = limit - len(self._held) - len(self._fresh) - sum(lane.left for lane in self._lanes)
-        count = len(self._lanes)
+        free = [lane for lane in self._lanes if lane.ready(now)]
         wait = min(self._slice, max(seconds, 0.02))
-        if room < count - sum(lane.open for lane in self._lanes) and count > 1:
-            # Not all at once: the shorter each waits, the sooner it is the next one's turn.
-            wait = min(wait, 0.1)
+        if room < len(free):
+            wait = min(wait, self._rank(free, now))
         asked = False
-        begin = self._turn
-        for step in range(count):
-            lane = self._lanes[(begin + step) % count]
+        for at, lane in enumerate(free):
             if room <= 0:
                 break
-            if not lane.ready(now):
-                continue
-            share = 1 if self._cautious else room
-            if lane.most is None and count > 1 and not self._cautious:
-                share = max(1, room - (count - 1 - step))
-            lane.pull(share, wait)
+            lane.pull(1 if self._cautious else max(1, room - (len(free) - 1 - at)), wait)
             room -= lane.left
             asked = True
-            self._turn = (begin + step + 1) % count
         return asked
+
+    def _rank(self, free: list[Lane], now: float) -> float:
+        """
+        Put the lanes to ask next in front, where there is no room for all; the seconds to wait at each.
+
+        Those that were not looked at for some time come first, then those that had something lately; while there are
+        any of these a look is short.
+        """
+        stale = now - max(_STALE, len(self._lanes) / 32)
+        free.sort(key=lambda lane: (lane.asked_at > stale, not lane.served, lane.asked_at))
+        return _GLANCE if free[0].asked_at <= stale or free[0].served else _LOOK
 
     async def _take(self, limit: int, started: float) -> list[RawDelivery]:
         """What may be handed over: a suspect alone, and nothing else is kept here beside it."""

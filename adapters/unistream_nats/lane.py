@@ -70,6 +70,8 @@ class Lane:
     Attributes:
         gone: The server says that the consumer is not there.
         lost: Messages that were removed before they were lent, and are not reported yet.
+        asked_at: When the last pull was made.
+        served: Whether the last pull that ended brought something.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Lane:
         self.most = most
         self.gone = False
         self.lost = 0
+        self.asked_at = 0.0
+        self.served = True
         self._next = f"{api}CONSUMER.MSG.NEXT.{stream}.{name}"
         self._counts = counts
         self._arrived = arrived
@@ -158,7 +162,8 @@ class Lane:
         self._pulls += 1
         self._left = count if self.most is None else min(count, self.most)
         self._flowing = False
-        self._until = self._loop.time() + seconds
+        self.asked_at = self._loop.time()
+        self._until = self.asked_at + seconds
         body = json.dumps(
             {"batch": self._left, "expires": max(1, round(seconds * NANOSECONDS)), "no_wait": True}
         ).encode()
@@ -176,6 +181,7 @@ class Lane:
         sequence = int(words[first + 1])
         self._follow(lending, sequence, int(words[first + 2]))
         native = NativeMessage(subject, reply, head, body)
+        self.served = True
         self._arrived(Arrival(self, native, lending, sequence, int(words[first + 3]), self._loop.time()))
         if self._left:
             self._left -= 1
@@ -191,6 +197,7 @@ class Lane:
             return
         if code == b"503" or b"Deleted" in head[:60]:
             self.gone = True
+        self.served = self._flowing
         if code not in (b"404", b"408"):
             self._rest_until = self._loop.time() + _REST
         self._left = 0

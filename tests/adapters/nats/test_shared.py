@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.adapters.nats.support import LIMIT, end, ids, opened, proxied, quiet, run, take
-from unistream.driver.types import GroupSpec, Settlement, Verb
+from unistream.driver.types import GroupSpec, RawDelivery, Settlement, Verb
 from unistream.errors import (
     BrokerUnavailableError,
     ClosedError,
@@ -348,7 +348,7 @@ def test_what_was_lent_to_a_lost_connection_comes_again() -> None:
         async with proxied() as (here, proxy):
             await here.topic()
             consumer = await here.join(await here.group(lease=1.0))
-            waiting = asyncio.create_task(consumer.receive(10, 5.0))
+            waiting: asyncio.Task[list[RawDelivery]] | None = asyncio.create_task(consumer.receive(10, 5.0))
             await asyncio.sleep(0.05)
             proxy.deaf = True
             for number in range(3):
@@ -358,7 +358,7 @@ def test_what_was_lent_to_a_lost_connection_comes_again() -> None:
                     await here.client.flush()
             proxy.cut()
             proxy.deaf = False
-            seen = set()
+            seen: set[bytes] = set()
             async with asyncio.timeout(LIMIT):
                 while len(seen) < 3:
                     try:
