@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -13,7 +14,7 @@ from unistream.conformance import report
 from unistream.conformance.kill import idle_cases, sabotage
 from unistream.conformance.plan import SHAPES, Plan, Shape, draw
 from unistream.conformance.registry import MUST, PROFILES, Case, Tier, load_cases
-from unistream.conformance.runner import Result, run_case
+from unistream.conformance.runner import Result, run_case, run_cases
 from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.target import Target
 from unistream.conformance.trial import Trial
@@ -29,6 +30,7 @@ def conform(
     profile: str = "core",
     only: Sequence[str] = (),
     seed: int = 1,
+    jobs: int = 4,
     json_path: Path | None = None,
     histories: Path | None = None,
 ) -> int:
@@ -40,22 +42,24 @@ def conform(
         profile: Which tiers.
         only: Ids or groups of cases, instead of a profile.
         seed: Of everything that is drawn.
+        jobs: How many cases run at once on a real broker.
         json_path: Where the JSON report goes; `-` prints it instead of the lines.
         histories: A folder for the histories of cases that failed.
     """
     target = Target.of(url)
     results = []
-    for case in load_cases().select(profile, only):
-        result = run_case(case, target, seed=seed)
+    began = time.perf_counter()
+    for result in run_cases(load_cases().select(profile, only), target, seed=seed, jobs=jobs):
         results.append(result)
         if histories is not None and result.verdict is Verdict.VIOLATION:
             histories.mkdir(parents=True, exist_ok=True)
-            result.history.save(histories / f"{case.id}.jsonl")
-    whole = report.as_json(results, target, seed=seed)
+            result.history.save(histories / f"{result.case.id}.jsonl")
+    seconds = time.perf_counter() - began
+    whole = report.as_json(results, target, seed=seed, seconds=seconds)
     if str(json_path) == "-":
         print(json.dumps(whole, indent=1, ensure_ascii=False))
     else:
-        print("\n".join(report.lines(results, target, seed=seed)))
+        print("\n".join(report.lines(results, target, seed=seed, seconds=seconds)))
         if json_path is not None:
             json_path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return PASSED if conformant(result.judged for result in results) else NOT_CONFORMANT
@@ -147,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="judge a backend")
     run.add_argument("--profile", choices=list(PROFILES), default="core")
     run.add_argument("--only", action="append", default=[], help="id or group of cases; may repeat")
+    run.add_argument("--jobs", type=int, default=4, help="cases at once on a real broker")
     run.add_argument("--json", type=Path, dest="json_path", help="file for the JSON report, or - to print it")
     run.add_argument("--histories", type=Path, help="folder for the histories of failed cases")
     random = commands.add_parser("sim", help="run random workloads")
@@ -176,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 profile=given.profile,
                 only=given.only,
                 seed=given.seed,
+                jobs=given.jobs,
                 json_path=given.json_path,
                 histories=given.histories,
             )

@@ -84,13 +84,18 @@ class RecordedProducer:
         return identity.name, receipt
 
     async def submit(
-        self, *, key: bytes | None = None, size: int = 0, headers: HeadersLike | None = None
+        self,
+        *,
+        key: bytes | None = None,
+        size: int = 0,
+        headers: HeadersLike | None = None,
+        timeout: float = 30.0,
     ) -> tuple[str, unistream.Confirmation]:
         """Submit the next message; its outcome is recorded when it comes. `watched` waits for all outcomes."""
         identity = self.next(key)
         call = self._invoke(identity, headers)
         try:
-            confirmation = await self.producer.submit(identity.body(size), key=key, headers=headers)
+            confirmation = await self.producer.submit(identity.body(size), key=key, headers=headers, timeout=timeout)
         except BaseException as error:
             _not_published(call, error)
             raise

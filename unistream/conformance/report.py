@@ -37,7 +37,7 @@ def suite_version() -> str:
         return "unknown"
 
 
-def as_json(results: Sequence[Result], target: Target, *, seed: int) -> dict[str, Any]:
+def as_json(results: Sequence[Result], target: Target, *, seed: int, seconds: float) -> dict[str, Any]:
     """Return the whole report as one JSON object; every other form is rendered from the same results."""
     judged = [result.judged for result in results]
     return {
@@ -46,6 +46,7 @@ def as_json(results: Sequence[Result], target: Target, *, seed: int) -> dict[str
         "target": redacted(target.url),
         "virtual_clock": target.virtual,
         "seed": seed,
+        "seconds": round(seconds, 1),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": {"python": platform.python_version(), "system": platform.system()},
         "conformant": conformant(judged),
@@ -90,12 +91,12 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{login.partition(':')[0]}:***@{host}" if at and ":" in login else f"{url}"
 
 
-def lines(results: Sequence[Result], target: Target, *, seed: int) -> Iterator[str]:
+def lines(results: Sequence[Result], target: Target, *, seed: int, seconds: float | None = None) -> Iterator[str]:
     """Yield the report for a terminal: a line for each group, the failures at length, and the verdict."""
     groups: Mapping[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result.case.group].append(result)
-    seconds = sum(result.seconds for result in results)
+    seconds = sum(result.seconds for result in results) if seconds is None else seconds
     clock = "virtual clock" if target.virtual else "real time"
     yield f"{redacted(target.url)} · suite {suite_version()} · seed {seed} · {clock} · {seconds:.1f} s"
     for group, members in groups.items():

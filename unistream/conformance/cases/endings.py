@@ -116,7 +116,7 @@ async def prompt(trial: Trial) -> None:
     }
     for what, call in calls.items():
         if what == "flush":
-            await producer.submit()
+            await producer.submit(timeout=2.0)
         task = asyncio.ensure_future(call)
         await asyncio.sleep(0.05)
         began = loop.time()

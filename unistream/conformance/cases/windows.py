@@ -37,7 +37,7 @@ async def block_timeout(trial: Trial) -> None:
     await producer.publish()
     line.kill()
     for _ in range(2):
-        await producer.submit()
+        await producer.submit(timeout=2.0)
     loop = asyncio.get_running_loop()
     began = loop.time()
     error = await trial.raises(WindowFullError, producer.publish(timeout=1.0), "PUB-5", within=5.0)
@@ -56,7 +56,7 @@ async def fail(trial: Trial) -> None:
     await producer.publish()
     line.kill()
     for _ in range(3):
-        await producer.submit()
+        await producer.submit(timeout=2.0)
     loop = asyncio.get_running_loop()
     began = loop.time()
     error = await trial.raises(WindowFullError, producer.publish(), "PUB-5", within=1.0)
