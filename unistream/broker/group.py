@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
 
-from .errors import BrokerError
 from .lease import Lease, Lent, Session, Tag
 from .log import Log
 from .spec import GroupSpec
@@ -40,7 +39,6 @@ class Group:
         removed: Messages that were removed before this group settled them.
         unreported: Those of them that nobody has been told of.
         sessions: The members, by name.
-        ended: Why the group is no more, or `None`.
     """
 
     _follows = False
@@ -55,7 +53,6 @@ class Group:
         self.removed = 0
         self.unreported = 0
         self.sessions: dict[str, Session] = {}
-        self.ended: tuple[type[BrokerError], str] | None = None
         self._log = log
         self._numbers = numbers
         self._lease_seconds = spec.lease

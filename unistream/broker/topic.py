@@ -234,7 +234,6 @@ class Topic:
 
 def _end(group: Group, kind: type[BrokerError], text: str) -> None:
     group.seek(group.cursor, 0)
-    group.ended = (kind, text)
     for session in group.sessions.values():
         session.ended = (kind, text)
     group.sessions.clear()
