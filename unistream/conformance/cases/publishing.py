@@ -122,6 +122,17 @@ async def retry_stores_once(trial: Trial) -> None:
         trial.recorder.record("fault", member=producer.name, since=since, note="connection reply lost")
     trial.tally("hit", line.hits)
     await trial.drain(group)
+    # The same by the caller's own hand: who publishes an id again gets a receipt that says so.
+    again = await trial.topic()
+    watch = await trial.group(again)
+    async with trial.client.producer(again) as bare, watch.consumer() as consumer:
+        receipts = [await bare.publish(b"once", id="the-same") for _ in range(3)]
+        trial.equal([each.duplicate for each in receipts], [False, True, True], "PUB-3", "duplicates told")
+        delivery = await consumer.receive(trial.pace.patience)
+        trial.that(delivery is not None, "PUB-3", "one delivery", delivery)
+        if delivery is not None:
+            await delivery.ack()
+        trial.that(await consumer.receive(trial.pace.silence) is None, "PUB-3", "one delivery", "a second one")
 
 
 @case("pub.flush-resolves-all", rules=("PUB-1", "PUB-5"), sometimes=("confirmed", "drained"))
