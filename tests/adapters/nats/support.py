@@ -125,7 +125,7 @@ class Opened:
         """What lies in the topic's stream, seen from outside."""
         state = await self.state()
         found = []
-        for sequence in range(state["first_seq"], state["last_seq"] + 1):
+        for sequence in range(max(1, state["first_seq"]), state["last_seq"] + 1):
             found.append((await self.client.jetstream().get_msg(self.stream, sequence)).data or b"")
         return found
 
