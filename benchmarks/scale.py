@@ -135,9 +135,8 @@ def main(
             f"{figures['grown_mib']:.1f}",
         )
     Console().print(table)
-    print(
-        f"stalled handler, 100 000 × 1 KiB waiting: the process grew by {alone('stalled', url, 100_000)['grown_mib']:.1f} MiB"
-    )
+    grown = alone("stalled", url, 100_000)["grown_mib"]
+    print(f"stalled handler, 100 000 × 1 KiB waiting: the process grew by {grown:.1f} MiB")
     print(f"idle consumer: {alone('idle', url)['share']:.2%} of a core")
 
 
