@@ -161,7 +161,11 @@ class Trial:
 
     def regroup(self, client: Client, group: Group) -> Group:
         """Return the same group, of another client."""
-        return client.group(group.name, group.topic, **self._options[group.topic, group.name or ""])
+        return client.group(group.name, group.topic, **self.options_of(group))
+
+    def options_of(self, group: Group) -> dict[str, Any]:
+        """Return what the group was created with, as arguments of `Client.group`."""
+        return dict(self._options[group.topic, group.name or ""])
 
     async def producer(self, topic: str, *, client: Client | None = None, **options: Any) -> RecordedProducer:
         """Return an open producer of recorded messages."""

@@ -234,6 +234,9 @@ async def ack_path_lost(trial: Trial) -> None:
         await trial.within(trial.pace.patience, sent, "END-3", "acks on the wire")
         await asyncio.wait({asyncio.create_task(member.receive(trial.pace.silence))})
     await asyncio.wait(acks, timeout=noticed(trial))
+    fence, _ = await producer.publish()
+    await _all(trial, member, {fence}, seconds=noticed(trial), rule="END-3")
+    await member.leave()
     await trial.drain(group)
 
 

@@ -1,0 +1,505 @@
+"""Cases with members in processes of their own: killed, stopped and continued for real."""
+
+from __future__ import annotations
+
+import asyncio
+
+from unistream.conformance.members import Held, Worker, WorkerError, worker
+from unistream.conformance.plan import Handling
+from unistream.conformance.recorded import RecordedMember
+from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.trial import Trial
+from unistream.errors import UnistreamError
+
+PROCESS = ("process",)
+KILLED = ("killed", "died")
+
+BUSY = Handling(hold=(0.0, 0.05), nack=0.0, reject=0.0, extend=0.0, overstay=0.0)
+"""Members that ack everything, half of it confirmed, after a moment."""
+
+
+def within(trial: Trial) -> float:
+    """Return the seconds within which what a dead process held comes again: its lease, and what recovery takes."""
+    return trial.recovery + trial.lease + trial.claims.lease.dead_peer_after
+
+
+async def _take(trial: Trial, who: Worker, count: int) -> list[Held]:
+    return [await who.next() for _ in range(count)]
+
+
+async def _collect(trial: Trial, member: RecordedMember, names: set[str], rule: str = "GRP-4") -> None:
+    """Ack what comes until all of `names` have come, in the time that a death allows."""
+    loop = asyncio.get_running_loop()
+    limit = within(trial)
+    ends = loop.time() + limit
+    missing = set(names)
+    while missing and loop.time() < ends:
+        lent = await member.receive(min(1.0, max(0.01, ends - loop.time())))
+        if lent is not None:
+            missing.discard(lent.msg or "")
+            await lent.ack()
+    trial.that(not missing, rule, f"all {len(names)} messages within {limit:.1f} s", f"missing {sorted(missing)}")
+
+
+@case(
+    "ack.not-on-receive",
+    rules=("GRP-1", "GRP-4", "DEL-1"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "redelivered"),
+    limit=90.0,
+)
+async def not_on_receive(trial: Trial) -> None:
+    """What a process had received and not acked when it was killed is delivered to another one."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    names = {(await producer.publish())[0] for _ in range(5)}
+    victim = await worker(trial)
+    await victim.join(group)
+    await _take(trial, victim, 5)
+    await victim.kill()
+    await _collect(trial, await trial.member(group), names)
+
+
+@case(
+    "ack.confirmed-survives-kill",
+    rules=("DEL-1",),
+    level=GATED("ack_confirm"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "acked", "redelivered", "drained"),
+    limit=120.0,
+)
+async def confirmed_survives_kill(trial: Trial) -> None:
+    """A confirmed ack is final though its process is killed at once; only the one left out comes again."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    for _ in range(10):
+        await producer.publish()
+    victim = await worker(trial)
+    await victim.join(group)
+    helds = await _take(trial, victim, 10)
+    await asyncio.gather(*(held.ack(confirm=True) for place, held in enumerate(helds) if place != 3))
+    await victim.kill()
+    member = await trial.member(group)
+    again = await trial.next(member, "GRP-4", timeout=within(trial))
+    trial.equal(again.msg, helds[3].msg, "DEL-1", "message that comes again")
+    await again.ack()
+    await member.leave()
+    await trial.drain(group)
+
+
+@case(
+    "ord.m3-m4-kill9",
+    rules=("ORD-2", "GRP-4"),
+    level=GATED(ordering="key"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "redelivered"),
+    limit=120.0,
+)
+async def m3_m4_kill9(trial: Trial) -> None:
+    """When the process that holds m3 is killed, the group sees m3 again before it ever sees m4 of the same key."""
+    topic = await trial.topic(partitions=2, ordering="key")
+    group = await trial.group(topic, ordering="key")
+    producer = await trial.producer(topic)
+    victim = await worker(trial)
+    await victim.join(group)
+    names = [(await producer.publish(key=b"k"))[0] for _ in range(6)]
+    for name in names[:2]:
+        held = await victim.next("ORD-2")
+        trial.equal(held.msg, name, "ORD-2", "message in its turn")
+        await held.ack(confirm=bool(trial.claims.ack_confirm))
+    held = await victim.next("ORD-2")
+    trial.equal(held.msg, names[2], "ORD-2", "m3")
+    other = await trial.member(group)
+    await trial.silent(other, "ORD-2", seconds=trial.lease / 2)
+    await victim.kill()
+    for name in names[2:]:
+        lent = await trial.next(other, "GRP-4", timeout=within(trial))
+        trial.equal(lent.msg, name, "ORD-2", "message in its turn after the crash")
+        await lent.ack()
+
+
+@case(
+    "ord.unordered-kill9",
+    rules=("ORD-1", "GRP-1"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "redelivered"),
+    limit=90.0,
+)
+async def unordered_kill9(trial: Trial) -> None:
+    """In an unordered group m4 does not wait for m3, which comes again after the process that held it was killed."""
+    topic = await trial.topic(partitions=4)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    victim = await worker(trial)
+    await victim.join(group, max_in_flight=1)
+    name, _ = await producer.publish()
+    held = await victim.next()
+    trial.equal(held.msg, name, "GRP-1", "message that the first process holds")
+    other = await trial.member(group)
+    later = {(await producer.publish())[0] for _ in range(8)}
+    await victim.kill()
+    await _collect(trial, other, later | {name})
+
+
+@case(
+    "reb.kill9",
+    rules=("GRP-4", "GRP-1", "GRP-2"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "confirmed", "delivered", "drained"),
+    limit=180.0,
+)
+async def kill9(trial: Trial) -> None:
+    """With one of four processes killed under load, the others take over what it held, and nothing is lost."""
+    topic = await trial.topic(partitions=4)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+    for each in workers:
+        await each.join(group, max_in_flight=10)
+        await each.work(BUSY)
+    await _publish(trial, producer.publish, 200)
+    victim = workers[0]
+    held_back = await worker(trial)
+    await held_back.join(group, max_in_flight=3)
+    await _publish(trial, producer.publish, 200)
+    await victim.kill()
+    await held_back.kill()
+    await _publish(trial, producer.publish, 200)
+    for each in workers[1:]:
+        await each.call("rest")
+        await each.leave()
+    await trial.drain(group)
+
+
+async def _publish(trial: Trial, publish: object, count: int) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count):
+            tasks.create_task(publish(key=b"k%d" % (number % 16)))  # type: ignore[operator]
+            if number % 10 == 0:
+                await asyncio.sleep(0.01)
+
+
+@case(
+    "reb.zombie",
+    rules=("DEL-7", "GRP-4", "GRP-2", "END-3"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("stopped", "redelivered", "drained"),
+    limit=180.0,
+)
+async def zombie(trial: Trial) -> None:
+    """A process that stood still beyond its lease settles nothing any more when it wakes up, and works as a member."""
+    topic = await trial.topic(partitions=2)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    names = {(await producer.publish())[0] for _ in range(4)}
+    sleeper = await worker(trial)
+    await sleeper.join(group, max_in_flight=4)
+    helds = await _take(trial, sleeper, 4)
+    sleeper.stop()
+    other = await trial.member(group)
+    await _collect(trial, other, names)
+    sleeper.resume()
+    confirm = bool(trial.claims.ack_confirm)
+    for held in helds:
+        try:
+            state = await held.ack(confirm=confirm)
+        except WorkerError as error:
+            trial.equal(error.kind, "LeaseLostError", "DEL-7", "error of the zombie's ack")
+        else:
+            trial.that(not (confirm and trial.claims.fencing), "DEL-7", "LeaseLostError", f"it was {state}")
+    await other.leave()
+    fence, _ = await producer.publish()
+    held = await sleeper.next("END-3", timeout=within(trial))
+    trial.equal(held.msg, fence, "END-3", "message that the woken member gets, the fence,")
+    await held.ack(confirm=confirm)
+    await sleeper.leave()
+    await trial.drain(group)
+
+
+@case(
+    "red.double-lease",
+    rules=("GRP-2", "GRP-4", "DEL-4"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("stopped", "redelivered"),
+    limit=180.0,
+)
+async def double_lease(trial: Trial) -> None:
+    """A message whose holders stand still one after another is held by one at a time, and its attempts rise."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    name, _ = await producer.publish()
+    attempts = []
+    sleepers = []
+    for _ in range(2):
+        sleeper = await worker(trial)
+        await sleeper.join(group, max_in_flight=1)
+        held = await sleeper.next("GRP-4", timeout=within(trial))
+        trial.equal(held.msg, name, "GRP-4", "message lent again")
+        attempts.append(held.attempt)
+        sleeper.stop()
+        sleepers.append(sleeper)
+    member = await trial.member(group)
+    lent = await trial.next(member, "GRP-4", timeout=within(trial))
+    attempts.append(lent.delivery.attempt)
+    await lent.ack()
+    if trial.claims.attempts.count == "exact":
+        trial.equal(attempts, [1, 2, 3], "DEL-4", "attempts")
+    trial.equal(attempts[0], 1, "DEL-4", "first attempt")
+
+
+@case(
+    "red.count-survives-kill9",
+    rules=("DEL-4",),
+    level=GATED(attempts="exact"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "redelivered"),
+    limit=120.0,
+)
+async def count_survives_kill9(trial: Trial) -> None:
+    """Where attempts are exact they go on counting after the process that nacked was killed."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    await producer.publish()
+    victim = await worker(trial)
+    await victim.join(group)
+    for attempt in (1, 2):
+        held = await victim.next("DEL-2")
+        trial.equal(held.attempt, attempt, "DEL-4", "attempt")
+        await held.nack(0.0)
+    held = await victim.next("DEL-2")
+    await victim.kill()
+    lent = await trial.next(await trial.member(group), "GRP-4", timeout=within(trial))
+    trial.equal(lent.delivery.attempt, held.attempt + 1, "DEL-4", "attempt after the crash")
+    await lent.ack()
+
+
+@case(
+    "nack.delay-survives-kill9",
+    rules=("DEL-2", "GRP-4"),
+    level=GATED(nack_delay=4),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "nacked", "redelivered"),
+    limit=120.0,
+)
+async def delay_survives_kill9(trial: Trial) -> None:
+    """The delay of a nack outlives the process that nacked: neither forgotten nor cut short."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    name, _ = await producer.publish()
+    victim = await worker(trial)
+    await victim.join(group)
+    held = await victim.next()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await held.nack(4.0)
+    member = await trial.member(group)
+    await trial.silent(member, "DEL-2", seconds=trial.pace.silence)
+    await victim.kill()
+    lent = await trial.next(member, "DEL-2", timeout=4.0 + within(trial))
+    took = loop.time() - began
+    trial.equal(lent.msg, name, "DEL-2", "the nacked message")
+    trial.that(took >= 4.0 - trial.terms.resolution, "DEL-2", "no delivery before 4 s", f"{took:.3f} s")
+    await lent.ack()
+
+
+@case(
+    "dlq.atomic",
+    rules=("DEL-3",),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("died", "delivered"),
+    limit=120.0,
+)
+async def dlq_atomic(trial: Trial) -> None:
+    """A process that dies between the dead letter and the ack leaves the letter in its topic, and never nothing."""
+    topic, dead = await trial.topic(), await trial.topic()
+    graves = await trial.group(dead, "graves")
+    group = await trial.group(topic, dead_letter=dead)
+    producer = await trial.producer(topic)
+    name, _ = await producer.publish(headers={"h": b"v"})
+    victim = await worker(trial)
+    await victim.join(group)
+    held = await victim.next()
+    await victim.call("mortal")
+    rejecting = asyncio.create_task(held.reject())
+    await trial.within(trial.pace.patience, victim.gone(), "DEL-3", "an ack after the dead letter")
+    victim.mourn()
+    await asyncio.wait({rejecting})
+    trial.that(rejecting.exception() is not None, "DEL-3", "no answer from a dead process", "one came")
+    letter = await trial.next(await trial.member(graves), "DEL-3")
+    trial.equal(letter.msg, name, "DEL-3", "the dead letter")
+    await letter.ack()
+    again = await trial.next(await trial.member(group), "GRP-4", timeout=within(trial))
+    trial.equal(again.msg, name, "GRP-4", "message whose settle never left")
+    await again.ack()
+
+
+@case(
+    "reb.join-under-load",
+    rules=("GRP-1", "GRP-2", "DEL-9"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("confirmed", "delivered", "drained"),
+    limit=180.0,
+)
+async def join_under_load(trial: Trial) -> None:
+    """Members that join while a group is busy take part, and nothing is lost or lent without a cause."""
+    topic = await trial.topic(partitions=4)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+    for each in workers:
+        await each.join(group, max_in_flight=10)
+        await each.work(BUSY)
+        await _publish(trial, producer.publish, 150)
+    settled = [int(await each.call("rest")) for each in workers]
+    trial.that(min(settled) > 0, "GRP-2", "work for every member", settled)
+    for each in workers:
+        await each.leave()
+    await trial.drain(group)
+
+
+@case(
+    "reb.leave-graceful",
+    rules=("GRP-4", "GRP-1", "END-1"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("left", "delivered", "drained"),
+    limit=120.0,
+)
+async def leave_graceful(trial: Trial) -> None:
+    """A member that leaves hands over within 5 s what it held, long before its lease would end."""
+    topic = await trial.topic(partitions=4)
+    group = await trial.group(topic, lease=60.0)
+    producer = await trial.producer(topic)
+    names = {(await producer.publish())[0] for _ in range(6)}
+    leaver = await worker(trial)
+    await leaver.join(group, max_in_flight=6)
+    await _take(trial, leaver, 6)
+    other = await trial.member(group)
+    await leaver.leave()
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + 5.0 + trial.pace.slack
+    while names and loop.time() < ends:
+        lent = await other.receive(max(0.01, ends - loop.time()))
+        if lent is not None:
+            names.discard(lent.msg or "")
+            await lent.ack()
+    trial.that(not names, "GRP-4", "all that it held, within 5 s", f"missing {sorted(names)}")
+    await other.leave()
+    await trial.drain(group, quiet=5.0)
+
+
+@case(
+    "reb.settle-during",
+    rules=("DEL-1", "DEL-7", "GRP-2"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("acked", "left", "drained"),
+    limit=180.0,
+)
+async def settle_during(trial: Trial) -> None:
+    """Acks given while members come and go are kept, or reported lost: never confirmed and forgotten."""
+    topic = await trial.topic(partitions=4)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    settler = await trial.member(group, max_in_flight=20)
+    guest = await worker(trial)
+
+    async def settle() -> None:
+        while not over.is_set():
+            lent = await settler.receive(0.5)
+            if lent is not None:
+                try:
+                    await lent.ack(confirm=bool(trial.claims.ack_confirm))
+                except UnistreamError:
+                    lent.expired()
+
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(settle())
+        for _ in range(4):
+            await guest.join(group, max_in_flight=5)
+            await _publish(trial, producer.publish, 60)
+            await guest.leave()
+        over.set()
+    await settler.leave()
+    await trial.drain(group)
+
+
+@case(
+    "reb.mass-join",
+    rules=("GRP-2", "GRP-1"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("confirmed", "delivered", "drained"),
+    limit=180.0,
+)
+async def mass_join(trial: Trial) -> None:
+    """Eight members that join at once share the work: each message goes to one of them."""
+    topic = await trial.topic(partitions=8)
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    workers = await asyncio.gather(*(worker(trial) for _ in range(2)))
+    joins = [each.join(group, max_in_flight=4) for each in workers for _ in range(4)]
+    await trial.within(4 * trial.pace.patience, asyncio.gather(*joins), "GRP-2", "eight joins")
+    for each in workers:
+        await each.work(BUSY)
+    await _publish(trial, producer.publish, 200)
+    await asyncio.gather(*(each.call("rest") for each in workers))
+    for each in workers:
+        await each.leave()
+    await trial.drain(group)
+
+
+@case(
+    "ord.across-rebalance",
+    rules=("ORD-2", "GRP-4"),
+    level=GATED(ordering="key"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=(*KILLED, "delivered", "drained"),
+    limit=240.0,
+)
+async def across_rebalance(trial: Trial) -> None:
+    """While members join, leave and are killed, no message is lent ahead of an unsettled older one of its key."""
+    topic = await trial.topic(partitions=4, ordering="key")
+    group = await trial.group(topic, ordering="key")
+    producer = await trial.producer(topic)
+    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+
+    async def load() -> None:
+        while not over.is_set():
+            await _publish(trial, producer.publish, 30)
+
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(load())
+        for each in workers:
+            await each.join(group, max_in_flight=10)
+            await each.work(BUSY)
+            await asyncio.sleep(0.3)
+        await workers[0].kill()
+        await workers[1].call("rest")
+        await workers[1].leave()
+        await asyncio.sleep(trial.lease)
+        await workers[2].kill()
+        await asyncio.sleep(trial.lease)
+        over.set()
+    await workers[3].call("rest")
+    await workers[3].leave()
+    await trial.drain(group)
