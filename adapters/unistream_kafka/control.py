@@ -45,11 +45,12 @@ _SEGMENT_MS = 7 * _DAY_MS  # Kafka's default
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A topic as it stands: its declaration, Kafka's id of it, and the nodes that lead its partitions."""
+    """A topic as it stands: its declaration, Kafka's id of it, the largest batch that it takes, its fewest copies."""
 
     spec: TopicSpec
     topic_id: str
-    leaders: tuple[int, ...]
+    most_bytes: int
+    copies: int
 
 
 def position_of(partition: int, offset: int) -> str:
@@ -381,5 +382,10 @@ def _standing(told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSp
         retention,
         overflow="reject" if like is None else like.overflow,
     )
-    leaders = tuple(sorted({partition["leader_id"] for partition in told["partitions"]}))
-    return Standing(spec, str(told["topic_id"]), leaders)
+    copies = min((len(partition["replica_nodes"]) for partition in told["partitions"]), default=0)
+    return Standing(
+        spec,
+        str(told["topic_id"]),
+        int(configs["max.message.bytes"]["value"]),
+        min(copies, int(configs["min.insync.replicas"]["value"])),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +23,7 @@ from unistream_kafka.registry import group_id
 __all__ = ["KafkaDriver"]
 
 T = TypeVar("T")
+_log = logging.getLogger("unistream.driver.kafka")
 _PORT = 9092
 
 
@@ -175,8 +177,17 @@ class KafkaDriver(Driver):
 
     async def producer(self, topic: TopicSpec) -> ProducerDriver:
         """See `Driver.producer`."""
-        await self.topic(topic.name)
-        producer = KafkaProducerDriver(self._place, topic, self._server.most_bytes, self.topic)
+        standing = await self._do(f"topic {topic.name!r}", lambda control: control.topic(topic.name), topic.name)
+        promised = self.capabilities.durability
+        if standing.copies < promised.copies:
+            _log.warning(
+                "topic %r: a confirmed message is on %d nodes at least, fewer than the cluster's %d; "
+                "raise its replication factor and its min.insync.replicas",
+                topic.name,
+                standing.copies,
+                promised.copies,
+            )
+        producer = KafkaProducerDriver(self._place, topic, standing.most_bytes, self.topic)
         await producer.open()
         return producer
 

@@ -85,7 +85,7 @@ class KafkaProducerDriver(ProducerDriver):
     Args:
         place: The cluster.
         topic: The topic as it stands.
-        most_bytes: The most bytes of value, key and headers.
+        most_bytes: The largest batch that the topic takes.
         look: Looks for the topic; raises `TopicMissingError` if it is gone.
     """
 
@@ -122,6 +122,9 @@ class KafkaProducerDriver(ProducerDriver):
         """See `ProducerDriver.publish`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
+        if self._client is None:
+            # Asking an admin client is quicker than a new producer, which waits for a topic that is not there.
+            await self._look(self._name)
         decided: asyncio.Future[None] = loop.create_future()
         crossing = self._owner.crossing
         under_way = _Batch(batch, lambda: crossing.put(_finish, decided))
@@ -258,9 +261,10 @@ class KafkaProducerDriver(ProducerDriver):
                 acks="all",
                 enable_idempotence=True,
                 delivery_timeout_ms=_FOREVER_MS,
-                batch_size=_BATCH_BYTES,
+                # The broker refuses a batch as a whole, so none but a single message may come near the limit.
+                batch_size=min(_BATCH_BYTES, self._most_bytes // 2),
                 max_block_ms=patience,
-                max_request_size=self._most_bytes + OVERHEAD_BYTES,
+                max_request_size=self._most_bytes,
                 allow_auto_create_topics=False,
                 metrics_enabled=False,
             )

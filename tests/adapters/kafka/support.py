@@ -210,6 +210,11 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    async def drained(self) -> None:
+        """Wait until the connections that were cut are gone on both sides."""
+        if self._pipes:
+            await asyncio.wait(self._pipes)
+
     def freeze(self) -> None:
         """Let no byte through, in either direction; connections stay open."""
         self._open.clear()
@@ -231,6 +236,8 @@ class Proxy:
         ]
         self._pipes.update(pipes)
         await asyncio.wait(pipes)
+        self._pipes.difference_update(pipes)
+        self._writers -= {writer, up_writer}
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
         try:
