@@ -257,7 +257,7 @@ class NatsConsumer(ConsumerDriver):
             message,
             self._loans.lend(loan, started),
             str(arrival.sequence),
-            arrival.nanoseconds / 1e9,
+            arrival.nanoseconds // 1000 / 1e6,  # not rounded up: a start at this time includes the message
             max(1, arrival.lending - untouched),
             loan.suspect,
             arrival.native,

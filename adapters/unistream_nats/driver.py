@@ -200,15 +200,17 @@ class NatsDriver(Driver):
         with translate(f"create group {spec.name!r} of topic {spec.topic!r}", spec.topic):
             there = await self._consumer(spec.topic, escape(spec.name))
             if there is None:
-                await self._create_lanes(spec, topic, spec.start, only_new=True)
+                refused = await self._create_lanes(spec, topic, spec.start)
                 there = await self._consumer(spec.topic, escape(spec.name))
-        return spec if there is None else group_spec(spec.topic, there["config"])
+                if there is None:
+                    raise refused or self._no_group(spec.topic, spec.name)
+        return group_spec(spec.topic, {"name": escape(spec.name), **there["config"]})
 
-    async def _create_lanes(
-        self, spec: GroupSpec, topic: TopicSpec, start: StartAt, *, only_new: bool, record: GroupSpec | None = None
-    ) -> None:
+    async def _create_lanes(self, spec: GroupSpec, topic: TopicSpec, start: StartAt) -> ApiError | None:
+        """Make the consumers of a group that are not there; what the server said of one that is there otherwise."""
         stream = stream_name(topic.name)
         idle = _EPHEMERAL_SECONDS if spec.ephemeral else None
+        refused: ApiError | None = None
         for name, subject in lane_filters(spec, topic).items():
             config = consumer_config(spec, name, subject, spec.start, idle_seconds=idle) | start_config(start)
             verb = f"CONSUMER.CREATE.{stream}.{name}" if spec.ephemeral else f"CONSUMER.DURABLE.CREATE.{stream}.{name}"
@@ -217,8 +219,10 @@ class NatsDriver(Driver):
             try:
                 await self._link.api(verb, {"stream_name": stream, "config": config, "action": "create"})
             except ApiError as error:
-                if not only_new or error.code not in Code.CONSUMER_EXISTS:
+                if error.code not in Code.CONSUMER_EXISTS:
                     raise
+                refused = error
+        return refused
 
     async def _consumer(self, topic: str, name: str) -> dict[str, Any] | None:
         try:
@@ -270,7 +274,7 @@ class NatsDriver(Driver):
         marker = await self._consumer(topic, escape(group))
         if marker is None:
             raise self._no_group(topic, group)
-        found = group_spec(topic, marker["config"])
+        found = group_spec(topic, {"name": escape(group), **marker["config"]})
         names = [name for name in lane_filters(found, spec) if name != escape(group)]
         others = await asyncio.gather(*(self._consumer(topic, name) for name in names))
         return found, spec, [marker, *(other for other in others if other is not None)]
@@ -332,7 +336,9 @@ class NatsDriver(Driver):
                 f"CONSUMER.CREATE.{stream}.{guard}", {"stream_name": stream, "config": config, "action": "create"}
             )
             await self._delete_lanes(topic, group, keep=guard)
-            await self._create_lanes(spec, its_topic, to, only_new=False)
+            refused = await self._create_lanes(spec, its_topic, to)
+            if refused is not None:
+                raise refused
             await self._link.api(f"CONSUMER.DELETE.{stream}.{guard}")
 
     def _no_group(self, topic: str, name: str) -> GroupMissingError:
@@ -372,7 +378,7 @@ class NatsDriver(Driver):
             group = GroupSpec(group.topic, name, group.ordering, "latest", group.lease, group.max_lease, ephemeral=True)
 
         async def create() -> None:
-            await self._create_lanes(group, topic, "latest", only_new=True)
+            await self._create_lanes(group, topic, "latest")
 
         if group.ephemeral:
             with translate(f"join topic {topic.name!r}", topic.name):

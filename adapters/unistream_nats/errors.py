@@ -30,7 +30,8 @@ class Code:
     STREAM_MISSING = 10059
     STREAM_EXISTS = 10058
     CONSUMER_MISSING = 10014
-    CONSUMER_EXISTS = frozenset({10013, 10105, 10148})
+    # 10012 is what 2.9 says when another start is asked for: it takes a creation for a change.
+    CONSUMER_EXISTS = frozenset({10012, 10013, 10105, 10148})
     MESSAGE_MISSING = 10037
     FULL = frozenset({10077})
     TOO_LARGE = frozenset({10054})

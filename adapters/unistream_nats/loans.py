@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
 from unistream.errors import LeaseLostError
 from unistream_nats.errors import translate
-from unistream_nats.lane import Arrival, Lane
+from unistream_nats.lane import Arrival
 from unistream_nats.link import Link
 from unistream_nats.notes import Note, Notes
 from unistream_nats.registry import NANOSECONDS
@@ -23,6 +23,8 @@ __all__ = ["Loan", "Loans"]
 _ACK = b"+ACK"
 _NAK = b"-NAK"
 _PROGRESS = b"+WPI"
+_PATIENCE = 1.0
+"""Seconds to wait for the answer to a settle, before it is asked for again."""
 
 
 class Loan:
@@ -117,9 +119,9 @@ class Loans:
                         self._forget(settlement.token)
                         outcomes[at] = None if settlement.verb is Verb.EXPIRE else self._refusal()
             if ends:
-                refused = await self._tell([(loan, what) for _, loan, what in ends], doubtful=bool(returns))
+                refused = set(await self._tell([(loan, what) for _, loan, what in ends], doubtful=bool(returns)))
                 for at, loan, _ in ends:
-                    if loan.arrival.lane in refused:
+                    if loan in refused:
                         outcomes[at] = self._refusal()
         settled = [loan.note.sequence for _, loan, what in ends if what is _ACK and loan.note is not None]
         for at, _, _ in ends:
@@ -141,9 +143,9 @@ class Loans:
         if not asked:
             return outcomes
         with translate(f"extend in topic {self._topic!r}", self._topic):
-            refused = await self._tell([(loan, _PROGRESS) for _, loan in asked])
+            refused = set(await self._tell([(loan, _PROGRESS) for _, loan in asked]))
         for at, loan in asked:
-            if loan.arrival.lane in refused:
+            if loan in refused:
                 self._forget(tokens[at])
                 outcomes[at] = self._refusal()
                 continue
@@ -204,53 +206,63 @@ class Loans:
             notes.append((loan.arrival.lane.name, loan.arrival.sequence, note))
         await self._notes.write(notes)
 
-    async def _tell(self, words: Sequence[tuple[Loan, bytes]], *, doubtful: bool = False) -> Collection[Lane]:
+    async def _tell(self, words: Sequence[tuple[Loan, bytes]], *, doubtful: bool = False) -> Collection[Loan]:
         """
         Send words on loans, and wait until the server has done them all.
 
-        Only the last one to each consumer asks for an answer: the server takes what comes from one connection for one
-        consumer in order.
+        Of acks only the last one to each consumer asks for an answer: the server takes what comes from one connection
+        for one consumer in order. If no answer comes although the server lives, each is sent again and asks for itself:
+        a server that was killed may have forgotten that it lent a message, and does not answer an ack of it.
 
         Returns:
-            The lanes that are not there any more.
+            The loans that the server knows nothing of.
         """
         wire = await self._link.wire()
         last = {loan.arrival.lane: at for at, (loan, _) in enumerate(words)}
-        calls: dict[Lane, Call] = {}
-        numbers: list[int] = []
+        asking = [at for at, (loan, what) in enumerate(words) if what.startswith(_NAK) or last[loan.arrival.lane] == at]
+        if doubtful:
+            for loan, what in words:
+                loan.doubtful = loan.doubtful or what.startswith(_NAK)
+        silent = await self._ask(wire, words, asking)
+        refused = [loan for loan, _ in words if loan.arrival.lane.gone]
+        if silent:
+            lanes = {words[at][0].arrival.lane for at in silent}
+            again = [(loan, what) for loan, what in words if loan.arrival.lane in lanes and not what.startswith(_NAK)]
+            unheard = await self._ask(wire, again, range(len(again)))
+            async with asyncio.timeout(_PATIENCE):
+                await wire.flush()
+            refused += [again[at][0] for at in unheard]
+        return refused
+
+    async def _ask(self, wire: Wire, words: Sequence[tuple[Loan, bytes]], asking: Collection[int]) -> list[int]:
+        """Send words, of which some ask for an answer; those of them that got none in time."""
+        calls: dict[int, tuple[int, Call]] = {}
         data: list[bytes] = []
+        wanted = set(asking)
+        inbox = wire.inbox.encode()
         for at, (loan, what) in enumerate(words):
             reply = loan.arrival.native.reply
-            if last[loan.arrival.lane] != at:
+            if at not in wanted:
                 data.append(b"PUB %b %d\r\n%b\r\n" % (reply, len(what), what))
                 continue
             call = Call(reply.decode(), self._loop.create_future())
-            calls[loan.arrival.lane] = call
             number = wire.expect(call)
-            numbers.append(number)
-            data.append(b"PUB %b %b%d %d\r\n%b\r\n" % (reply, wire.inbox.encode(), number, len(what), what))
+            calls[at] = (number, call)
+            data.append(b"PUB %b %b%d %d\r\n%b\r\n" % (reply, inbox, number, len(what), what))
         try:
             wire.write(data)
-            if doubtful:
-                for loan, what in words:
-                    loan.doubtful = loan.doubtful or what is not _ACK
-            return await self._answers(wire, calls)
+            if calls:
+                await asyncio.wait([call.future for _, call in calls.values()], timeout=_PATIENCE)
         finally:
-            for number in numbers:
+            for number, _ in calls.values():
                 wire.forget(number)
-
-    async def _answers(self, wire: Wire, calls: dict[Lane, Call]) -> Collection[Lane]:
-        refused = []
-        try:
-            async with asyncio.timeout(self._link.place.dead_peer_after):
-                for lane, call in calls.items():
-                    head, _ = await call.future
-                    if head:
-                        lane.gone = True
-                        refused.append(lane)
-        except TimeoutError as error:
-            raise TimeoutError("no answer to a settle") from error
-        return refused
+        silent = []
+        for at, (_, call) in calls.items():
+            if not call.future.done():
+                silent.append(at)
+            elif call.future.result()[0]:
+                words[at][0].arrival.lane.gone = True
+        return silent
 
     def _refusal(self) -> LeaseLostError:
         return LeaseLostError(
