@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from unistream.driver.types import RawDelivery, Settlement, SettleOutcome, Token, Verb
+from unistream.driver.types import RawDelivery, Settlement, Token, Verb
 from unistream.errors import BrokerUnavailableError, ClosedError, GroupMissingError, TopicMissingError
-from unistream_redis.consumer import Loan, Setting
+from unistream_redis.consumer import Setting
 from unistream_redis.entries import message_of
-from unistream_redis.ownership import OwningConsumer
 from unistream_redis.partition import Item, Partition
 from unistream_redis.probe import POLL
-from unistream_redis.registry import position_of
+from unistream_redis.turns import TurnTakingConsumer
 from unistream_redis.wire import Argument, Request, pack
 
 __all__ = ["OrderedConsumer"]
 
 
-class OrderedConsumer(OwningConsumer):
+class OrderedConsumer(TurnTakingConsumer):
     """
     One member of an ordered group.
 
@@ -32,20 +30,28 @@ class OrderedConsumer(OwningConsumer):
 
     def __init__(self, setting: Setting, lost: Callable[[Collection[Token], str], None]) -> None:
         super().__init__(setting, lost)
-        self._held: deque[RawDelivery] = deque()
-        self._loans: dict[Loan, Item] = {}
         self._step: asyncio.Task[None] | None = None
         self._waiting: Request | None = None
         self._waiting_for: frozenset[int] = frozenset()
         self._turn = 0
         self._greed = 1
-        self._next_expiry = math.inf
+        self._receiving = False
+        self._received_at = self._loop.time()
 
     # Receiving
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """See `ConsumerDriver.receive`."""
-        until = self._loop.time() + timeout
+        self._receiving = True
+        try:
+            if self._resigned:
+                await self._return()
+            return await self._receive(limit, self._loop.time() + timeout)
+        finally:
+            self._receiving = False
+            self._received_at = self._loop.time()
+
+    async def _receive(self, limit: int, until: float) -> list[RawDelivery]:
         looked = False
         while True:
             if self._closed:
@@ -199,36 +205,6 @@ class OrderedConsumer(OwningConsumer):
                 else:
                     self._hold(partition, item, entry, item.count + 1)
 
-    def _hold(self, partition: Partition, item: Item, entry: list[Any], count: int) -> None:
-        item.count = count
-        item.until = self._loop.time() + self._group.lease
-        self._next_expiry = min(self._next_expiry, item.until)
-        self._serial += 1
-        loan = Loan(partition.index, item.entry, self._serial)
-        self._loans[loan] = item
-        partition.lent[item.entry] = item
-        self._held.append(
-            RawDelivery(
-                message_of(entry[1], partition.index),
-                loan,
-                position_of(item.entry, partition.index),
-                int(item.entry.partition(b"-")[0]) / 1000,
-                count,
-                item.suspect,
-                entry,
-            )
-        )
-        item.suspect = False
-
-    def _take(self, limit: int) -> list[RawDelivery]:
-        held = self._held
-        if held[0].suspect:
-            return [held.popleft()]
-        taken: list[RawDelivery] = []
-        while held and len(taken) < limit and not held[0].suspect:
-            taken.append(held.popleft())
-        return taken
-
     async def _wait(self, seconds: float) -> bool:
         """Wait until something may have changed; True if there may be new entries."""
         readable = frozenset(one.index for one in self._owned.values() if one.readable)
@@ -272,84 +248,6 @@ class OrderedConsumer(OwningConsumer):
         if self._waiting is not None and not self._waiting.future.done() and wire is not None:
             wire.request([pack(("CLIENT", "UNBLOCK", self._reader.client_id))], 1)
 
-    # Settling
-
-    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
-        """See `ConsumerDriver.settle`."""
-        outcomes: list[SettleOutcome] = [None] * len(batch)
-        partitions: dict[int, list[int]] = {}
-        for at, settlement in enumerate(batch):
-            if settlement.token in self._loans:
-                partitions.setdefault(settlement.token.stream, []).append(at)
-            else:
-                outcomes[at] = self._lost_loan(settlement.token)
-        items = [self._loans[batch[at].token] for places in partitions.values() for at in places]
-        for item in items:
-            item.until = math.inf  # the outcome decides, not the clock
-        owned = [self._owned[index] for index in partitions]
-        arguments: list[tuple[Partition, tuple[Argument, ...]]] = []
-        for partition in owned:
-            acks: list[Argument] = []
-            others: list[Argument] = []
-            for at in partitions[partition.index]:
-                loan, verb, delay = batch[at]
-                if verb is Verb.ACK:
-                    acks.append(loan.entry)
-                else:
-                    count = self._loans[loan].count
-                    keep = max(0, count - 1) if verb is Verb.RELEASE else count
-                    others += (loan.entry, keep, round(delay * 1000))
-            arguments.append((partition, (len(acks), *acks, *others)))
-        try:
-            answers = await self._act("settle", arguments) if arguments else []
-        except BaseException as error:
-            for item in items:
-                item.until = self._loop.time() + self._group.lease
-            self._next_expiry = 0.0
-            if not isinstance(error, RedisError):
-                raise
-            raise await self._missing(error, "settle") from error
-        now = self._loop.time()
-        for partition, answer in zip(owned, answers, strict=True):
-            for at in partitions[partition.index]:
-                loan, verb, delay = batch[at]
-                held = self._loans.pop(loan, None)
-                if answer is None or held is None:
-                    outcomes[at] = self._lost_loan(loan)
-                    continue
-                partition.lent.pop(held.entry, None)
-                if verb is Verb.ACK or held.entry in answer:
-                    partition.done(held)
-                else:
-                    if verb is Verb.RELEASE:
-                        held.count = max(0, held.count - 1)
-                    partition.put_back(held, now + delay if verb is Verb.NACK and delay > 0 else 0.0)
-        self._signal.set()
-        return outcomes
-
-    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
-        """See `ConsumerDriver.extend`. A loan stands while its partition is owned; its own time is kept here."""
-        self._drop_overdue()
-        until = self._loop.time() + seconds
-        self._next_expiry = min(self._next_expiry, until)
-        outcomes: list[SettleOutcome] = []
-        for loan in tokens:
-            item = self._loans.get(loan)
-            if item is None:
-                outcomes.append(self._lost_loan(loan))
-            else:
-                item.until = until
-                outcomes.append(None)
-        return outcomes
-
-    def _end(self, partition: Partition, item: Item) -> None:
-        """A loan's time is up; its token is worth nothing from now on."""
-        del partition.lent[item.entry]
-        for loan, lent in list(self._loans.items()):
-            if lent is item:
-                del self._loans[loan]
-        self._held = deque(one for one in self._held if one.token.entry != item.entry)
-
     async def close(self) -> None:
         """See `ConsumerDriver.close`."""
         if self._closed:
@@ -391,15 +289,8 @@ class OrderedConsumer(OwningConsumer):
     def _busy(self) -> bool:
         return self._step is not None
 
-    def _drop(self, partition: Partition, reason: str) -> None:
-        if self._owned.get(partition.index) is not partition:
-            return
-        del self._owned[partition.index]
-        tokens = {loan for loan in self._loans if loan.stream == partition.index}
-        told = tokens - {delivery.token for delivery in self._held}
-        for loan in tokens:
-            del self._loans[loan]
-        self._held = deque(delivery for delivery in self._held if delivery.token not in tokens)
-        if told:
-            self._tell_lost(told, reason)
-        self._signal.set()
+    def _deserted(self) -> bool:
+        now = self._loop.time()
+        if self._receiving or self._step is not None or now - self._received_at < self._group.lease:
+            return False
+        return any(partition.expired(now) for partition in self._owned.values())

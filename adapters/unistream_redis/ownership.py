@@ -37,6 +37,7 @@ class OwningConsumer(RedisConsumer):
         self._signal = asyncio.Event()
         self._balancing = asyncio.Lock()
         self._gone: UnistreamError | None = None
+        self._resigned = False
 
     async def _enter(self) -> None:
         await self._reader.wire()
@@ -44,7 +45,12 @@ class OwningConsumer(RedisConsumer):
 
     async def _live(self) -> None:
         try:
-            await self._balance()
+            if self._resigned:
+                return
+            if self._deserted():
+                await self._resign()
+            else:
+                await self._balance()
         except RedisError as error:
             failure = await self._missing(error, "take part")
             if self._group.ephemeral and isinstance(failure, GroupMissingError):
@@ -145,6 +151,32 @@ class OwningConsumer(RedisConsumer):
         for partition in list(self._owned.values()):
             if now >= partition.valid_until:
                 self._drop(partition, "the ownership of its partition could not be renewed in time")
+
+    async def _resign(self) -> None:
+        """
+        Give everything away although it is lent: its time is up, and nobody is left here to lend it again.
+
+        What was lent and not settled has no due time, so the next owner takes it for what it is, a suspect.
+        """
+        self._resigned = True
+        parts = [(partition, ()) for partition in self._owned.values()]
+        for partition, _ in parts:
+            self._drop(partition, "its time is up, and nobody receives here any more")
+        if parts:
+            await self._act("leave", parts)
+        await self._commands.call("ZREM", self._keys.members(self._group.name), self._name)
+
+    async def _return(self) -> None:
+        """Take part again."""
+        self._resigned = False
+        try:
+            await self._balance()
+        except RedisError as error:
+            raise await self._missing(error, "take part") from error
+
+    @abstractmethod
+    def _deserted(self) -> bool:
+        """Whether loans ended without a word while nobody called `receive` for a whole lease."""
 
     @abstractmethod
     def _busy(self) -> bool:

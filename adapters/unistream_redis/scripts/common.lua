@@ -112,6 +112,10 @@ local function counter(stream, at)
 end
 
 local function place(stream, group, at)
+  -- Beyond the end is the end: a group gets what is published after its creation, whatever the clocks say.
+  if at ~= '$' and at ~= '0' and id_before(map(redis.call('XINFO', 'STREAM', stream))['last-generated-id'], at) then
+    at = '$'
+  end
   redis.call('XGROUP', 'CREATE', stream, group, at, unpack(counter(stream, at)))
 end
 

@@ -342,6 +342,37 @@ def test_a_lost_read_breaks_no_order() -> None:
     run(test)
 
 
+def test_a_deserted_owner_resigns() -> None:
+    """When loans end and nobody calls receive for a lease, the partitions go to others; receive takes part again."""
+
+    async def test() -> None:
+        async with opened() as here:
+            group = await ordered(here, 2, lease=0.8)
+            one = await here.join(group)
+            await publish(here, [b"a", b"b", b"c", b"d", b"a"], partitions=2)
+            stale = await take(one, 4)
+            two = await here.join(group)
+            again: list[RawDelivery] = []
+            async with asyncio.timeout(LIMIT):
+                while len(again) < 5:
+                    batch = await two.receive(10, 1.0)
+                    again += batch
+                    await end(two, batch)
+            assert {delivery.message.id: (delivery.attempt, delivery.suspect) for delivery in again} == {
+                **{delivery.message.id: (2, True) for delivery in stale},
+                "4": (1, False),
+            }
+            (outcome,) = await one.settle([Settlement(stale[0].token, Verb.ACK)])
+            assert isinstance(outcome, LeaseLostError)
+            assert len(await here.driver.members(here.name, "g")) == 1
+            assert await one.receive(1, 0.1) == []
+            assert len(await here.driver.members(here.name, "g")) == 2
+            await one.close()
+            await two.close()
+
+    run(test)
+
+
 @pytest.mark.parametrize("what", ["group", "topic"])
 def test_a_deleted_group_or_topic_is_told(what: str) -> None:
     """Members of an ordered group that is deleted, or whose topic is, get the error that names it."""

@@ -133,6 +133,7 @@ def test_groups_start_where_they_are_told(partitions: int) -> None:
                 "position": third.position or "",
                 "earliest": "earliest",
                 "latest": "latest",
+                "beyond": datetime(2999, 1, 1, tzinfo=UTC),
             }
             got = {}
             lags = {}
@@ -156,7 +157,12 @@ def test_groups_start_where_they_are_told(partitions: int) -> None:
                 "position": (4, True),
                 "earliest": (6, True),
                 "latest": (0, True),
+                "beyond": (0, True),
             }
+            await here.publish(1, first=6)
+            beyond = await here.join(await here.group("beyond"))
+            assert ids(await take(beyond, 1)) == ["6"]
+            await beyond.close()
             await earliest.close()
 
     run(test)
