@@ -13,13 +13,14 @@ from unistream.errors import (
     TopicMissingError,
     UnistreamError,
 )
+from unistream_rabbitmq.delays import declare_return
 from unistream_rabbitmq.errors import NOT_FOUND, code_of, translated
-from unistream_rabbitmq.link import Line, Place
-from unistream_rabbitmq.names import GroupQueues
+from unistream_rabbitmq.link import Channel, Line, Place
+from unistream_rabbitmq.names import RETURN, GroupQueues, exchange_of
 from unistream_rabbitmq.registry import Registry
 from unistream_rabbitmq.relay import Relay
 
-__all__ = ["Setting"]
+__all__ = ["Setting", "declare_ephemeral"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +84,16 @@ class Setting:
     def unavailable(self, why: object) -> BrokerUnavailableError:
         """The error for a member whose connection is gone."""
         return BrokerUnavailableError(f"{self.what}: {why}", driver="amqp", topic=self.topic.name)
+
+
+async def declare_ephemeral(channel: Channel, setting: Setting) -> None:
+    """Make the queue of an ephemeral group, which lives as long as the connection, and bind it."""
+    raw = channel.raw
+    queue, exchange = setting.queues.main, exchange_of(setting.topic.name)
+    await channel.call(raw.exchange_declare, exchange, passive=True)
+    await channel.call(raw.queue_declare, queue, exclusive=True, auto_delete=True)
+    await declare_return(channel)
+    await channel.call(raw.queue_bind, queue, RETURN, routing_key=queue)
+    keys = [str(number) for number in range(setting.topic.partitions)] if setting.topic.ordering == "key" else ["#"]
+    for key in keys:
+        await channel.call(raw.queue_bind, queue, exchange, routing_key=key)

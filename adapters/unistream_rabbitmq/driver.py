@@ -15,6 +15,7 @@ from unistream_rabbitmq.delays import Delays
 from unistream_rabbitmq.errors import translate
 from unistream_rabbitmq.link import Line, Place
 from unistream_rabbitmq.names import GroupQueues
+from unistream_rabbitmq.ordered import OrderedConsumer
 from unistream_rabbitmq.probe import capabilities_of, most_bytes, version_of
 from unistream_rabbitmq.producer import RabbitProducer
 from unistream_rabbitmq.registry import Registry
@@ -167,7 +168,8 @@ class RabbitDriver(Driver):
         queues = await self._queues(topic, group)
         with translate(f"lag of group {group!r} of topic {topic!r}", topic):
             waiting, _ = await self._topology.count(queues)
-        own = sum(part.in_flight for part in self._parts if isinstance(part, SharedConsumer) and part.of(topic, group))
+        members = [part for part in self._parts if isinstance(part, (SharedConsumer, OrderedConsumer))]
+        own = sum(member.in_flight for member in members if member.of(topic, group))
         return Lag(waiting + own, False)
 
     async def members(self, topic: str, group: str) -> Sequence[Member]:
@@ -217,6 +219,8 @@ class RabbitDriver(Driver):
         """See `Driver.consumer`."""
         await self.topic(topic.name)
         queues = GroupQueues(topic, group.name, ordered=group.ordering == "key")
+        if queues.partitions and group.ephemeral:
+            queues.partitions = (queues.main,)  # one queue for its one member
         setting = Setting(
             place=self._place,
             consuming=self._consuming,
@@ -231,7 +235,7 @@ class RabbitDriver(Driver):
             emit=self.emit,
             closed=self._parts.discard,
         )
-        consumer = SharedConsumer(setting)
+        consumer = OrderedConsumer(setting) if queues.partitions else SharedConsumer(setting)
         await consumer.join()
         self._parts.add(consumer)
         return consumer

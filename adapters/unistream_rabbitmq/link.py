@@ -19,7 +19,6 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPHeartbeatTimeout,
-    ChannelClosed,
     ChannelWrongStateError,
     ConnectionWrongStateError,
 )
@@ -159,6 +158,7 @@ class Wire:
         self._watch: asyncio.TimerHandle | None = None
         self._heard = 0.0
         self._bytes = 0
+        self._dropped = False
 
     @classmethod
     async def open(cls, place: Place, name: str) -> Wire:
@@ -190,7 +190,7 @@ class Wire:
     @property
     def alive(self) -> bool:
         """Whether it can be used."""
-        return self.error is None and bool(self.connection.is_open)
+        return self.error is None and not self._dropped and bool(self.connection.is_open)
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -214,9 +214,18 @@ class Wire:
 
     def abort(self, why: str) -> None:
         """Drop the connection without a word; for the server its client is gone, and everything unsettled returns."""
+        self._terminate(AMQPConnectionError(why))
+
+    def _terminate(self, reason: AMQPConnectionError) -> None:
+        if not self._dropped:
+            self._dropped = True
+            # Not at once: pika may be telling our caller just now that the connection is lost.
+            self.loop.call_soon(self._drop, reason)
+
+    def _drop(self, reason: AMQPConnectionError) -> None:
         if self.error is None:
             # There is no public way: pika's own heartbeat checker calls this when its peer is silent.
-            self.connection._terminate_stream(AMQPConnectionError(why))
+            self.connection._terminate_stream(reason)
 
     def _on_open(self, connection: Any) -> None:
         connection.add_on_connection_blocked_callback(self._on_blocked)
@@ -250,7 +259,7 @@ class Wire:
             self._heard = now
         elif now - self._heard >= self._heartbeat * (DEAD_AFTER_HEARTBEATS - 0.25):
             self._watch.cancel()
-            self.connection._terminate_stream(AMQPHeartbeatTimeout(f"no answer for {now - self._heard:.1f} s"))
+            self._terminate(AMQPHeartbeatTimeout(f"no answer for {now - self._heard:.1f} s"))
 
 
 class Line:
@@ -312,8 +321,3 @@ class Line:
 def _finish(future: asyncio.Future[Any], result: Any) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def channel_error(error: BaseException) -> bool:
-    """Whether an error ended only a channel, and the connection stands."""
-    return isinstance(error, ChannelClosed)

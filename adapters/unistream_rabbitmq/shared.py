@@ -32,11 +32,10 @@ from unistream.driver.types import (
     Verb,
 )
 from unistream.errors import ClosedError
-from unistream_rabbitmq.consumer import Setting
+from unistream_rabbitmq.consumer import Setting, declare_ephemeral
 from unistream_rabbitmq.errors import translated
 from unistream_rabbitmq.link import Channel
 from unistream_rabbitmq.messages import arrived, put_back
-from unistream_rabbitmq.names import exchange_of
 from unistream_rabbitmq.relay import Hop
 
 __all__ = ["SharedConsumer"]
@@ -120,7 +119,7 @@ class SharedConsumer(ConsumerDriver):
             channel.raw.add_on_cancel_callback(lambda _: self._ended(epoch, "the broker ended its consumer"))
             queue, suspects = setting.queues.main, setting.queues.suspects
             if setting.group.ephemeral:
-                await self._declare_ephemeral(channel, queue)
+                await declare_ephemeral(channel, setting)
             prefetch = min(setting.max_in_flight, _MOST_PREFETCH)
             for name in dict.fromkeys((queue, setting.queues.again)):
                 await self._consume(channel, name, prefetch, self._on_message)
@@ -140,15 +139,6 @@ class SharedConsumer(ConsumerDriver):
         if setting.group.ephemeral and self._joined_before:
             setting.emit(DataLoss(setting.topic.name, setting.group.name, None, "the connection was lost meanwhile"))
         self._joined_before = True
-
-    async def _declare_ephemeral(self, channel: Channel, queue: str) -> None:
-        raw = channel.raw
-        exchange = exchange_of(self._setting.topic.name)
-        await channel.call(raw.exchange_declare, exchange, passive=True)
-        await channel.call(raw.queue_declare, queue, exclusive=True, auto_delete=True)
-        keys = range(self._setting.topic.partitions) if self._setting.topic.ordering == "key" else ("#",)
-        for key in keys:
-            await channel.call(raw.queue_bind, queue, exchange, routing_key=str(key))
 
     async def _consume(self, channel: Channel, queue: str, prefetch: int, taken: Any) -> None:
         await channel.call(channel.raw.basic_qos, prefetch_count=prefetch)
