@@ -374,12 +374,14 @@ def test_an_idle_member_costs_next_to_nothing() -> None:
             consumer = await here.join(group)
             process = psutil.Process()
             await receive(consumer, 10, 1.0)
-            for idle in (receive(consumer, 10, 4.0), asyncio.sleep(4.0)):
-                before = sum(process.cpu_times()[:2])
-                await idle
-                used = sum(process.cpu_times()[:2]) - before
+            for asked in (True, False):
+                used = []
+                for _ in range(3):  # the least of three: what a machine full of other work adds is not the member's
+                    before = sum(process.cpu_times()[:2])
+                    await (receive(consumer, 10, 2.0) if asked else asyncio.sleep(2.0))
+                    used.append(sum(process.cpu_times()[:2]) - before)
 
-                assert used < 4.0 * 0.02
+                assert min(used) < 2.0 * 0.02
             assert await settle(consumer, [], Verb.ACK) == []
             await consumer.close()
 
