@@ -3,11 +3,13 @@
 import logging
 
 from unistream import errors
-from unistream._client import Check, Client, Health, connect
-from unistream._consumer import Consumer, ConsumerStats, DrainReport
+from unistream._client import Client, connect
+from unistream._confirmation import Confirmation, ProducerStats
+from unistream._consumer import Consumer
 from unistream._delivery import Delivery
 from unistream._group import DROP, Group
-from unistream._outbox import Confirmation, ProducerStats
+from unistream._health import Check, Health
+from unistream._loans import ConsumerStats, DrainReport
 from unistream._producer import Producer
 from unistream.capabilities import Capabilities, Capability, Level
 from unistream.config import Config

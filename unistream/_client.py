@@ -5,25 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from unistream._confirmation import WhenFull
 from unistream._consumer import Consumer
+from unistream._declare import check_topic, conflict, group_spec, name_of, topic_spec
 from unistream._group import Drop, Group
+from unistream._health import Check, Health, Listeners, health_of
 from unistream._link import Link
-from unistream._outbox import WhenFull
 from unistream._producer import Producer
 from unistream._registry import find_driver
+from unistream._watchdog import Watchdog
 from unistream.capabilities import Capabilities
 from unistream.config import Config, load, parse_target, scheme_of
 from unistream.core.backoff import Retry
 from unistream.core.window import Window
 from unistream.driver.contract import Driver
-from unistream.driver.types import Event, GroupSpec, HealthChanged, Ordering, Overflow, Retention, StartAt, TopicSpec
-from unistream.errors import BrokerUnavailableError, ClosedError, ConfigError, TopicConflictError, UnsupportedError
+from unistream.driver.types import (
+    DataLoss,
+    Event,
+    GroupSpec,
+    HealthChanged,
+    Ordering,
+    Overflow,
+    Retention,
+    StartAt,
+    TopicSpec,
+)
+from unistream.errors import ClosedError, ConfigError, UnistreamError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,33 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Client", "Health", "connect"]
 
 MIB = 1024 * 1024
-EVENTS_KEPT = 1000
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+CLOSE_SECONDS = 5.0
+"""How long closing waits for producers and consumers that were being opened."""
 
 _log = logging.getLogger("unistream.client")
-
-
-class Check(NamedTuple):
-    """One part of `Health`: what was looked at, and what is wrong with it if anything."""
-
-    name: str
-    ok: bool
-    detail: str = ""
-
-
-class Health(NamedTuple):
-    """
-    Whether a client does its work.
-
-    Attributes:
-        ok: Every check is.
-        state: `connected`, `reconnecting` (something will come back by itself), `failed`, or `closed`.
-        checks: The connection, and every producer and consumer.
-    """
-
-    ok: bool
-    state: str
-    checks: tuple[Check, ...]
 
 
 def connect(
@@ -103,36 +90,55 @@ class Client:
         self._pid = os.getpid()
         self._state = "new"
         self._parts: dict[Producer | Consumer, Link] = {}
-        self._listeners: list[_Events] = []
-        self._checked: dict[str, bool] = {}
+        self._openings: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._listeners = Listeners()
+        # What `events` was told last of the connection.
+        self._told = True
 
     async def __aenter__(self) -> Client:
         if self._state != "new":
             raise ClosedError(f"{self}: entered before; connect() again")
         self._loop = asyncio.get_running_loop()
+        self._watchdog = Watchdog(self._loop)
         self._state = "opening"
         try:
             await self._driver.open()
             self.capabilities.require(self._require)
+            if self._state != "opening":
+                raise ClosedError(f"{self} was closed while it opened")
         except BaseException:
             self._state = "closed"
-            await self._driver.close()
+            await self._discard()
             raise
         self._state = "open"
         _log.debug("%s: connected to %s", self, self.capabilities.product)
         return self
 
+    async def _discard(self) -> None:
+        """Close a driver that could not be opened; why it could not is the error to show, not what this raises."""
+        try:
+            await self._driver.close()
+        except Exception:
+            _log.exception("%s: the driver raised from close() after it could not be opened", self)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        try:
+            await self.close()
+        except (ExceptionGroup, UnistreamError) as failures:
+            if error is None:
+                raise
+            _log.warning("%s: %s (the block was left by %r)", self, failures, error)
 
     @property
     def capabilities(self) -> Capabilities:
         """What the backend offers."""
-        if self._state == "new":
-            raise ClosedError(f"{self}: capabilities are read from the live server; enter the client first")
-        return self._driver.capabilities
+        try:
+            return self._driver.capabilities
+        except AttributeError:
+            raise ClosedError(f"{self}: capabilities are read from the live server; enter the client first") from None
 
     @property
     def native(self) -> Any:
@@ -173,49 +179,18 @@ class Client:
             "retention": retention,
             "max_backlog": max_backlog,
             "overflow": overflow,
-            **self._config.topic(name),
+            **self._config.topic(name_of("topic", name)),
         }
-        if not isinstance(settings["retention"], Retention):
-            settings["retention"] = Retention(**(settings["retention"] or {}))
-        spec = TopicSpec(_name("topic", name), **settings)
+        spec = topic_spec(name, settings)
         driver = self._use()
-        self._check_topic(spec)
-        stands = await driver.create_topic(spec)
-        differences = [
-            f"{item.name} is {getattr(stands, item.name)!r}, not {getattr(spec, item.name)!r}"
-            for item in fields(spec)
-            if getattr(stands, item.name) != getattr(spec, item.name)
-        ]
-        if differences:
-            raise TopicConflictError(
-                f"topic {name!r} exists: {'; '.join(differences)}; use these settings, or delete the topic first",
-                topic=name,
-            )
-
-    def _check_topic(self, spec: TopicSpec) -> None:
-        capabilities = self.capabilities
-        if spec.partitions < 1 or spec.ordering not in ("none", "key"):
-            raise ConfigError(f"topic {spec.name!r}: partitions={spec.partitions}, ordering={spec.ordering!r}")
-        if spec.overflow not in ("reject", "drop_oldest") or (spec.max_backlog is not None and spec.max_backlog < 1):
-            raise ConfigError(f"topic {spec.name!r}: max_backlog={spec.max_backlog}, overflow={spec.overflow!r}")
-        if spec.ordering == "key" and not capabilities.ordering:
-            raise capabilities.unsupported("ordering", 'ordering="key"', topic=spec.name)
-        for item in fields(spec.retention):
-            limit = getattr(spec.retention, item.name)
-            if limit is None:
-                continue
-            if limit <= 0:
-                raise ConfigError(f"topic {spec.name!r}: retention {item.name}={limit}; give more than 0, or None")
-            if not capabilities.retention or item.name not in capabilities.retention.by:
-                raise capabilities.unsupported("retention", f"retention {item.name}={limit}", topic=spec.name)
-        backlog = capabilities.max_backlog
-        if spec.max_backlog is not None and (not backlog or spec.overflow not in backlog.overflow):
-            wanted = f"max_backlog={spec.max_backlog}, overflow={spec.overflow!r}"
-            raise capabilities.unsupported("max_backlog", wanted, topic=spec.name)
+        check_topic(spec, driver.capabilities)
+        error = conflict(spec, await driver.create_topic(spec))
+        if error is not None:
+            raise error
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic with its messages and groups; deleting what does not exist succeeds."""
-        await self._use().delete_topic(_name("topic", name))
+        await self._use().delete_topic(name_of("topic", name))
 
     async def topics(self) -> Sequence[TopicSpec]:
         """All topics, by name."""
@@ -254,7 +229,7 @@ class Client:
             raise ConfigError(f'when_full={when_full!r}: give "block", "fail", "drop_newest" or "drop_oldest"')
         if max_unconfirmed < 1 or max_unconfirmed_bytes < 1:
             raise ConfigError(f"producer(max_unconfirmed={max_unconfirmed}): give 1 or more, of messages and of bytes")
-        return Producer(self, _name("topic", topic), Window(max_unconfirmed, max_unconfirmed_bytes), when_full)
+        return Producer(self, name_of("topic", topic), Window(max_unconfirmed, max_unconfirmed_bytes), when_full)
 
     def group(
         self,
@@ -288,35 +263,28 @@ class Client:
         settings: dict[str, Any] = {
             "ordering": ordering,
             "start": start,
-            "lease": float(lease),
-            "max_lease": float(max_lease),
+            "lease": lease,
+            "max_lease": max_lease,
             "dead_letter": dead_letter,
             **self._config.group(topic, name),
         }
         dead_letter = settings.pop("dead_letter")
         retry = retry or Retry()
-        if settings["lease"] <= 0 or settings["max_lease"] < settings["lease"]:
-            raise ConfigError(
-                f"group {name!r}: lease={settings['lease']}, max_lease={settings['max_lease']}; "
-                "give a lease above 0 and a max_lease not below it"
-            )
-        if settings["ordering"] not in ("none", "key"):
-            raise ConfigError(f"group {name!r}: ordering={settings['ordering']!r}; give 'none' or 'key'")
+        spec = group_spec(topic, name, settings)
         if retry.max_attempts is not None and dead_letter is None:
             raise ConfigError(
                 f"group {name!r}: max_attempts={retry.max_attempts} needs a dead_letter topic for what has no attempt "
                 "left, or dead_letter=unistream.DROP"
             )
-        if isinstance(dead_letter, str) and _name("dead letter topic", dead_letter) == topic:
+        if not isinstance(dead_letter, Drop | None) and name_of("dead letter topic", dead_letter) == topic:
             raise ConfigError(f"group {name!r}: its dead letters would go round in the same topic {topic!r}")
-        spec = GroupSpec(_name("topic", topic), "" if name is None else _name("group", name), **settings)
         return Group(self, spec, name, retry, dead_letter)
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupSpec]:
         """The groups of a topic, or of all topics; ephemeral ones left out."""
         driver = self._use()
         if topic is not None:
-            return await driver.groups(_name("topic", topic))
+            return await driver.groups(name_of("topic", topic))
         return [group for each in await driver.topics() for group in await driver.groups(each.name)]
 
     # Health and events
@@ -329,21 +297,21 @@ class Client:
         """
         if self._state != "open":
             return Health(False, "closed", ())
+        ping: UnistreamError | None = None
         try:
-            await self._driver.ping()
-            checks = [Check("connection", True)]
-        except BrokerUnavailableError as error:
-            checks = [Check("connection", False, str(error))]
-        failed = False
-        for link in self._parts.values():
-            checks.append(Check(link.what, link.ok, str(link.error or "")))
-            failed = failed or (link.error is not None and not getattr(link.error, "retryable", False))
-        for check in checks:
-            if self._checked.get(check.name, True) is not check.ok:
-                self._emit(HealthChanged(check.name, check.ok, check.detail))
-            self._checked[check.name] = check.ok
-        ok = all(check.ok for check in checks)
-        return Health(ok, "connected" if ok else "failed" if failed else "reconnecting", tuple(checks))
+            await self._use().ping()
+        except UnistreamError as error:
+            ping = error
+        links = list(self._parts.values())
+        health = health_of([("connection", ping), *((link.what, link.error) for link in links)])
+        told, self._told = self._told, health.checks[0].ok
+        if told is not self._told:
+            self._emit(HealthChanged(*health.checks[0]))
+        for link, check in zip(links, health.checks[1:], strict=True):
+            if link.told is not check.ok:
+                self._emit(HealthChanged(*check))
+            link.told = check.ok
+        return health
 
     def events(self) -> AsyncIterator[Event]:
         """
@@ -352,34 +320,61 @@ class Client:
         A listener that falls a thousand events behind loses the oldest.
         """
         self._use()
-        return _Events(self)
+        return self._listeners.add()
 
     def _emit(self, event: Event) -> None:
         if isinstance(event, HealthChanged):
             _log.info("%s: %s", self, event)
-        elif not hasattr(event, "what"):
+        elif isinstance(event, DataLoss):
             _log.warning("%s: %s", self, event)
-        for listener in self._listeners:
-            listener.put(event)
+        self._listeners.tell(event)
 
     # Life
 
     async def close(self) -> None:
-        """Close every consumer and producer of this client, then the connection. Idempotent."""
-        if self._state in ("closed", "new"):
+        """
+        Close every consumer and producer of this client, then the connection. Idempotent.
+
+        Raises:
+            ExceptionGroup: Of the failures of submitted messages that nobody has looked at.
+
+        Cancellation: What is undecided is given up, what is held is given back at once; then CancelledError goes on.
+        """
+        if self._closing is None and self._state != "open":
+            # Whoever is opening it notices, and closes the driver.
             self._state = "closed"
             return
         if asyncio._get_running_loop() is not self._loop:
             self._wrong_loop()
-        self._state = "closed"
+        if self._closing is None:
+            self._state = "closed"
+            self._closing = self._loop.create_task(self._close())
+        closing = self._closing
         try:
-            parts = list(self._parts)
-            await asyncio.gather(*(part.close() for part in parts if isinstance(part, Consumer)))
-            await asyncio.gather(*(part.close() for part in parts if isinstance(part, Producer)))
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            closing.cancel()
+            await asyncio.wait([closing])
+            raise
+
+    async def _close(self) -> None:
+        failures: list[Exception] = []
+        try:
+            for task in self._openings:
+                task.cancel()
+            if self._openings:
+                await asyncio.wait(list(self._openings), timeout=CLOSE_SECONDS)
+            for kind in (Consumer, Producer):
+                parts = [part for part in self._parts if isinstance(part, kind)]
+                ends = await asyncio.gather(*(part.close() for part in parts), return_exceptions=True)
+                failures += [end for end in ends if isinstance(end, Exception)]
         finally:
-            for listener in list(self._listeners):
-                listener.end()
+            self._listeners.end()
             await self._driver.close()
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise ExceptionGroup(f"{self} was closed, but", failures)
 
     def _use(self) -> Driver:
         """The driver, for a caller on the right loop while the client is open."""
@@ -389,54 +384,41 @@ class Client:
             self._wrong_loop()
         return self._driver
 
-    def _wrong_loop(self) -> NoReturn:
+    async def _enter(self, part: Producer | Consumer, opening: Coroutine[Any, Any, None]) -> None:
+        """
+        Run the opening of a part, so that closing the client ends it and cancelling it leaves nothing open.
+
+        Raises:
+            ClosedError: The client was closed meanwhile.
+        """
+        task = self._loop.create_task(opening)
+        self._openings.add(task)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                await part.close()
+            raise
+        finally:
+            self._openings.discard(task)
+        if task.cancelled():
+            raise ClosedError(f"{self} was closed meanwhile")
+        task.result()
+
+    def _elsewhere(self) -> ClosedError:
+        """The error for a use outside the loop or the process."""
         if os.getpid() != self._pid:
-            raise ClosedError(f"{self}: this process was forked from the one that opened it; connect() after the fork")
-        raise ClosedError(
+            return ClosedError(f"{self}: this process was forked from the one that opened it; connect() after the fork")
+        return ClosedError(
             f"{self}: used outside the event loop that opened it; connect() there, or use unistream.sync from threads"
         )
+
+    def _wrong_loop(self) -> NoReturn:
+        raise self._elsewhere()
 
     def __repr__(self) -> str:
         return f"<Client {self._target}>"
 
     __str__ = __repr__
-
-
-class _Events(AsyncIterator[Event]):
-    """One listener's queue of events."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._queue: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self._waiter: asyncio.Future[None] | None = None
-        self._ended = False
-        client._listeners.append(self)
-
-    def put(self, event: Event) -> None:
-        """Queue an event."""
-        self._queue.append(event)
-        self._wake()
-
-    def end(self) -> None:
-        """Let the iteration end."""
-        self._ended = True
-        self._client._listeners.remove(self)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def __anext__(self) -> Event:
-        while not self._queue:
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._queue.popleft()
-
-
-def _name(what: str, name: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{what} name {name!r}: use 1 to 200 of letters, digits, '.', '_' and '-'")
-    return name

@@ -205,9 +205,11 @@ class Delivery:
 
     async def extend(self, seconds: float) -> None:
         """
-        Let the lease last `seconds` from now on, also beyond the group's `max_lease`.
+        Let the lease last `seconds` from now on, but not beyond `max_lease` since lending.
 
         Raises:
+            ConfigError: `seconds` is not above 0.
+            BrokerUnavailableError: The broker was not reached; the lease stands as it was.
             LeaseLostError: The lease had ended.
             AlreadySettledError: It is settled.
 

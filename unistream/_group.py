@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields, replace
-from datetime import datetime
+from dataclasses import replace
 from enum import Enum
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, cast
 
-from unistream._consumer import Consumer, DrainReport
+from unistream._consumer import Consumer
+from unistream._declare import conflict, kind_of_start
 from unistream._delivery import Delivery
+from unistream._loans import DrainReport
 from unistream.core.backoff import Retry
 from unistream.driver.types import GroupSpec, Lag, Member, StartAt, TopicSpec
-from unistream.errors import ConfigError, GroupConflictError, Reject, UnsupportedError
+from unistream.errors import ConfigError, Reject, UnsupportedError
 
 if TYPE_CHECKING:
     from unistream._client import Client
@@ -98,7 +100,7 @@ class Group:
         """
         self._named("seek()")
         driver = self._client._use()
-        kind = _kind(to)
+        kind = kind_of_start(to)
         self._require("seek", f"seek({to!r})")
         if kind not in driver.capabilities.seek.to:
             raise driver.capabilities.unsupported("seek", f"seek({to!r})", topic=self.topic)
@@ -137,7 +139,7 @@ class Group:
         """
         if concurrency < 1:
             raise ConfigError(f"run(concurrency={concurrency}): give 1 or more")
-        async with self.consumer(max_in_flight=max_in_flight or 2 * concurrency) as consumer:
+        async with self.consumer(max_in_flight=2 * concurrency if max_in_flight is None else max_in_flight) as consumer:
             workers = [asyncio.create_task(_work(consumer, handler)) for _ in range(concurrency)]
             try:
                 await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
@@ -148,9 +150,10 @@ class Group:
                     for worker in workers:
                         worker.cancel()
                     await asyncio.wait(workers)
-            for worker in workers:
-                if not worker.cancelled():
-                    worker.result()
+                    # Looked at, all of them: the same end (a deleted group) reaches every worker, and is raised once.
+                    errors = [error for worker in workers if not worker.cancelled() and (error := worker.exception())]
+            if errors:
+                raise errors[0]
             return await consumer.close()
 
     async def _ensure(self) -> tuple[GroupSpec, TopicSpec]:
@@ -160,7 +163,7 @@ class Group:
         spec = self._spec
         if spec.ordering == "key":
             self._require("ordering", 'ordering="key"')
-        kind = _kind(spec.start)
+        kind = kind_of_start(spec.start)
         if kind not in capabilities.start.at:
             raise capabilities.unsupported("start", f"start={spec.start!r}", topic=self.topic)
         topic = await driver.topic(self.topic)
@@ -176,17 +179,9 @@ class Group:
         if self.name is None:
             return replace(spec, name=f"ephemeral-{token_hex(8)}", ephemeral=True), topic
         stands = await driver.create_group(spec)
-        differences = [
-            f"{item.name} is {getattr(stands, item.name)!r}, not {getattr(spec, item.name)!r}"
-            for item in fields(spec)
-            if getattr(stands, item.name) != getattr(spec, item.name)
-        ]
-        if differences:
-            raise GroupConflictError(
-                f"group {self.name!r} of topic {self.topic!r} exists: {'; '.join(differences)}; "
-                "use these settings, or delete the group first",
-                topic=self.topic,
-            )
+        error = conflict(spec, stands)
+        if error is not None:
+            raise error
         return stands, topic
 
     def _named(self, what: str) -> None:
@@ -198,8 +193,13 @@ class Group:
         if not getattr(capabilities, capability):
             raise capabilities.unsupported(capability, wanted, topic=self.topic)
 
+    def _backoff(self, attempt: int) -> float:
+        """Seconds that a nack without a delay asks for: the policy's, as far as the backend can."""
+        longest = self._client.capabilities.nack_delay
+        return min(self.retry.backoff.delay(attempt, random.random()), longest.max) if longest else 0.0
+
     def _check_delay(self, delay: float) -> None:
-        if delay < 0:
+        if not delay >= 0:
             raise ConfigError(f"nack(delay={delay}): give 0 or more seconds")
         if delay > 0:
             self._require("nack_delay", f"nack(delay={delay})")
@@ -209,14 +209,6 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<Group {self.name} of {self.topic}>"
-
-
-def _kind(at: StartAt) -> str:
-    if isinstance(at, datetime):
-        if at.tzinfo is None:
-            raise ConfigError(f"{at!r} has no time zone; give an aware datetime")
-        return "time"
-    return at if at in ("latest", "earliest") else "position"
 
 
 async def _work(consumer: Consumer, handler: Handler) -> None:
@@ -230,6 +222,13 @@ async def _work(consumer: Consumer, handler: Handler) -> None:
             if not isinstance(error, Reject):
                 _log.warning("%s: the handler raised %r", delivery._name, error)
             await consumer._conclude(delivery, error)
+        except asyncio.CancelledError as stop:
+            if me.cancelling():
+                await consumer._conclude(delivery, stop)
+                raise
+            # Something that the handler awaited was cancelled, not the handler: to its group that is a failure.
+            _log.warning("%s: the handler raised %r", delivery._name, stop)
+            await consumer._conclude(delivery, RuntimeError(f"the handler ended with {stop!r}"))
         except BaseException as stop:
             await consumer._conclude(delivery, stop)
             raise

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from unistream.core.backoff import RECONNECT
-from unistream.driver.types import Connected, Disconnected, Event
+from unistream.driver.types import Connected, Disconnected, Event, HealthChanged
 
 __all__ = ["Link"]
 
@@ -31,6 +31,8 @@ class Link:
         self._emit = emit
         self._log = logger
         self._tries = 0
+        # What `HealthChanged` events said last.
+        self.told = True
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,9 @@ class Link:
         if self.error is None or type(self.error) is not type(error):
             self._log.error("%s: %s", self.what, error)
         self.error = error
+        if self.told:
+            self.told = False
+            self._emit(HealthChanged(self.what, False, str(error)))
 
     async def wait(self, error: Exception) -> None:
         """Note that the broker was not reached, and wait the backoff."""

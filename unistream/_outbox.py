@@ -7,135 +7,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Collection, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Awaitable, Collection, Iterable, Sequence
+from typing import cast
 
+from unistream._confirmation import Confirmation, ProducerStats, WhenFull, receipt, size_of, with_stored
 from unistream._link import Link
+from unistream._room import Room
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, RawReceipt
+from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage
 from unistream.errors import (
     BrokerUnavailableError,
     ContractError,
-    DroppedError,
     NotPublishedError,
     PublishUnknownError,
-    TimedOutError,
     UnistreamError,
-    WindowFullError,
 )
 from unistream.message import Receipt
 
-__all__ = ["Confirmation", "Outbox", "ProducerStats", "WhenFull"]
+__all__ = ["Outbox", "answered", "failed"]
 
-WhenFull = Literal["block", "fail", "drop_newest", "drop_oldest", "spill"]
-
-
-@dataclass(slots=True)
-class ProducerStats:
-    """
-    What became of every message; `confirmed + failed + unknown + dropped + in_flight == published`, always.
-
-    Attributes:
-        published: Calls of `publish` and `submit`, and messages of `publish_many`.
-        confirmed: The broker holds them.
-        failed: Surely not stored.
-        unknown: Perhaps stored.
-        dropped: Dropped by `when_full`, or cancelled, before they were handed to the broker.
-        in_flight: Not decided yet.
-    """
-
-    published: int = 0
-    confirmed: int = 0
-    failed: int = 0
-    unknown: int = 0
-    dropped: int = 0
-    in_flight: int = 0
-
-    def count(self, error: UnistreamError) -> None:
-        """One message ended with `error`."""
-        if isinstance(error, DroppedError):
-            self.dropped += 1
-        elif error.stored == "unknown":
-            self.unknown += 1
-        else:
-            self.failed += 1
-
-
-class Confirmation:
-    """What becomes of a submitted message: a `Receipt` or a `PublishError`. Awaitable."""
-
-    __slots__ = ("_deadline", "_handed", "_order", "_outbox", "_outcome", "_raw", "_size", "_waiters")
-
-    def __init__(self, outbox: Outbox, raw: RawMessage, size: int, deadline: float) -> None:
-        self._order = 0
-        self._outbox = outbox
-        self._raw = raw
-        self._size = size
-        self._deadline = deadline
-        self._handed = False
-        self._outcome: Receipt | UnistreamError | None = None
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
-
-    @property
-    def id(self) -> str:
-        """The message's id."""
-        return self._raw.id
-
-    def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outcome is not None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it is known that the message was not confirmed."""
-        return isinstance(self._outcome, UnistreamError)
-
-    def failure(self) -> UnistreamError | None:
-        """Why the message was not confirmed; `None` if it was, or is undecided. Counts as looking at it."""
-        if not isinstance(self._outcome, UnistreamError):
-            return None
-        self._outbox.unseen.pop(self, None)
-        return self._outcome
-
-    async def result(self, timeout: float | None = None) -> Receipt:
-        """
-        Wait for the outcome.
-
-        Args:
-            timeout: Seconds to wait; `None`: until the message's own timeout decides it.
-
-        Raises:
-            TimedOutError: The time is up; the message goes on.
-            PublishError: It was not confirmed.
-
-        Cancellation: Gives up waiting; the message goes on.
-        """
-        if self._outcome is None:
-            waiter = self._outbox.loop.create_future()
-            self._waiters = (*self._waiters, waiter)
-            if timeout is None:
-                await waiter
-            else:
-                try:
-                    await asyncio.wait_for(waiter, timeout)
-                except TimeoutError as error:
-                    raise TimedOutError(f"message {self.id} is not confirmed after {timeout} s") from error
-        outcome = self._outcome
-        if isinstance(outcome, UnistreamError):
-            self._outbox.unseen.pop(self, None)
-            raise outcome
-        return cast(Receipt, outcome)
-
-    def __await__(self) -> Generator[Any, None, Receipt]:
-        return self.result().__await__()
-
-    def _decide(self, outcome: Receipt | UnistreamError) -> None:
-        self._outcome = outcome
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+STOP_SECONDS = 5.0
+"""How long a producer that gives up waits for the driver to notice that its calls were cancelled."""
 
 
 class Outbox:
@@ -147,8 +40,9 @@ class Outbox:
 
     Attributes:
         stats: Shared with the producer.
-        unseen: Failed submissions that nobody has looked at.
+        unseen: Failed messages that nobody has looked at.
         at_once: Whether the driver answered the last batch without an awaitable.
+        closing: Nothing new is taken.
     """
 
     def __init__(
@@ -167,45 +61,48 @@ class Outbox:
         self.stats = stats
         self.unseen: dict[Confirmation, None] = {}
         self.at_once = False
+        self.closing = False
         self._topic = topic
         self._driver = driver
         self._window = window
         self._when_full = when_full
         self._link = link
         self._dedupes = dedupes
-        # Waiting to be handed over; all undecided; publishers that wait for room, each with its size.
+        self._room = Room(topic, window, loop, stats)
+        self._waiting = self._room.waiting
+        # Waiting to be handed over; and all undecided.
         self._queue: deque[Confirmation] = deque()
-        self._order = 0
         self._undecided: dict[Confirmation, None] = {}
-        self._room: deque[tuple[asyncio.Future[None], int]] = deque()
+        # The place of the newest message, and of the newest that may be at the broker.
+        self._order = 0
+        self._newest_handed = 0
         self._batches: dict[asyncio.Task[None], None] = {}
         self._failing = False
         self._pause: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self._empty: asyncio.Future[None] | None = None
 
     # In
 
     @property
     def clear(self) -> bool:
-        """Whether nothing is before a message that comes now."""
-        return not (self._queue or self._room or self._batches or self._pause)
+        """Whether nothing is before a message that comes now, which may be handed straight over."""
+        return not (self._queue or self._waiting or self._batches or self._failing or self.closing)
 
     def now(self, raws: Sequence[RawMessage], timeout: float) -> MaybeAwaitable[list[PublishOutcome]]:
-        """Hand messages straight to the driver, which must be `clear` and whose answer the caller counts."""
+        """Hand messages straight to the driver; raises nothing."""
         try:
             answer = self._driver.publish(raws, timeout)
-        except UnistreamError as error:
-            return _all(error, len(raws))
+        except Exception as error:
+            return failed(error)
         self.at_once = type(answer) is list
         return answer
 
     def track(
         self, batch: Sequence[RawMessage], timeout: float, answer: Awaitable[list[PublishOutcome]]
     ) -> list[Confirmation]:
-        """Follow up messages that `now` handed over and that the driver did not answer at once."""
+        """Follow up messages that `now` handed over and whose answer is not there, or not plain receipts."""
         deadline = self.loop.time() + timeout
-        confirmations = [Confirmation(self, raw, size_of(raw), deadline) for raw in batch]
+        confirmations = [Confirmation(self.loop, self.unseen, raw, size_of(raw), deadline) for raw in batch]
         for confirmation in confirmations:
             self._take(confirmation)
         self._start(confirmations, answer)
@@ -215,7 +112,7 @@ class Outbox:
         """Whether the window has room for a message of `size` bytes."""
         return self._window.fits(size)
 
-    async def put(self, raw: RawMessage, size: int, deadline: float) -> Confirmation:
+    async def put(self, raw: RawMessage, size: int, timeout: float) -> Confirmation:
         """
         Get room for a message as `when_full` says, and queue it.
 
@@ -224,72 +121,35 @@ class Outbox:
 
         Raises:
             WindowFullError: There was no room, or none before the deadline.
+            ClosedError, DroppedError: The producer was closed meanwhile.
 
         Cancellation: The message is not queued and counts as dropped.
         """
-        confirmation = Confirmation(self, raw, size, deadline)
-        if self._room or not self._window.fits(size):
+        confirmation = Confirmation(self.loop, self.unseen, raw, size, self.loop.time() + timeout)
+        room = self._room
+        if self.closing:
+            raise room.refused(room.closed())
+        if self._waiting or not self._window.fits(size):
             if self._when_full == "block":
-                await self._wait_for_room(confirmation)
+                await room.wait(confirmation)
             elif self._when_full == "fail":
-                raise self._full("is full")
-            elif self._when_full == "drop_oldest" and self._queue:
-                while self._queue and not self._window.fits(size):
-                    oldest = self._queue.popleft()
-                    self._finish(oldest, self._dropped(oldest, "a newer message took its place"))
-            else:
+                raise room.refused(room.full("is full"))
+            elif self._when_full == "drop_newest" or not self._drop_oldest(size):
                 self.stats.dropped += 1
-                confirmation._decide(self._dropped(confirmation, "the window is full"))
+                confirmation._decide(self._room.dropped(confirmation, "the window is full"))
+                self.unseen[confirmation] = None
                 return confirmation
         self._take(confirmation)
         self._queue.append(confirmation)
         self._hand_over()
         return confirmation
 
-    async def _wait_for_room(self, confirmation: Confirmation) -> None:
-        granted: asyncio.Future[None] = self.loop.create_future()
-        entry = (granted, confirmation._size)
-        self._room.append(entry)
-        self.stats.in_flight += 1
-        try:
-            async with asyncio.timeout_at(confirmation._deadline):
-                await granted
-        except BaseException as error:
-            if entry in self._room:
-                self._room.remove(entry)
-            elif not granted.cancelled():
-                self._window.give(confirmation._size)
-            self._grant_room()
-            if isinstance(error, TimeoutError):
-                raise self._full("stayed full for the whole timeout") from error
-            self.stats.dropped += 1
-            raise
-        finally:
-            self.stats.in_flight -= 1
-        # The room was kept free for this message until here; `_take` claims it for good.
-        self._window.give(confirmation._size)
-
-    def _grant_room(self) -> None:
-        room = self._room
-        while room and self._window.fits(room[0][1]):
-            granted, size = room.popleft()
-            if not granted.done():
-                self._window.take(size)
-                granted.set_result(None)
-        if not self._undecided and not room and self._empty is not None:
-            self._empty.set_result(None)
-            self._empty = None
-
-    def _full(self, why: str) -> WindowFullError:
-        self.stats.failed += 1
-        return WindowFullError(
-            f"the window of the producer of {self._topic!r} ({self._window.limit} messages, "
-            f"{self._window.limit_bytes} bytes) {why}; publish slower, or raise max_unconfirmed",
-            topic=self._topic,
-        )
-
-    def _dropped(self, confirmation: Confirmation, why: str) -> DroppedError:
-        return DroppedError(f"message {confirmation.id} to {self._topic!r} was dropped: {why}", topic=self._topic)
+    def _drop_oldest(self, size: int) -> bool:
+        victims = self._room.victims(self._queue, size)
+        for oldest in victims or ():
+            self._queue.remove(oldest)
+            self._finish(oldest, self._room.dropped(oldest, "a newer message took its place"))
+        return victims is not None
 
     def _take(self, confirmation: Confirmation) -> None:
         self._window.take(confirmation._size)
@@ -314,23 +174,23 @@ class Outbox:
             self.stats.confirmed += 1
         else:
             self.stats.count(outcome)
-            if not confirmation._waiters:
-                self.unseen[confirmation] = None
+            self.unseen[confirmation] = None
         confirmation._decide(outcome)
-        if self._room or not self._undecided:
-            self._grant_room()
+        if self._waiting:
+            self._room.grant()
 
     def withdraw(self, confirmation: Confirmation) -> None:
         """Its publisher was cancelled: a message that waits is dropped, one that was handed over is unknown."""
         if confirmation in self._undecided:
-            if confirmation._handed:
+            if not confirmation._handed:
+                self._queue.remove(confirmation)
+            if confirmation._handed or confirmation._maybe:
                 self._finish(
                     confirmation,
                     PublishUnknownError(f"publishing of {confirmation.id} was cancelled", topic=self._topic),
                 )
             else:
-                self._queue.remove(confirmation)
-                self._finish(confirmation, self._dropped(confirmation, "its publisher was cancelled"))
+                self._finish(confirmation, self._room.dropped(confirmation, "its publisher was cancelled"))
         self.unseen.pop(confirmation, None)
 
     def _expire(self) -> None:
@@ -338,32 +198,33 @@ class Outbox:
         now = self.loop.time()
         self._sweep = None
         for confirmation in [one for one in self._undecided if one._deadline <= now]:
-            if confirmation._handed:
-                error: UnistreamError = PublishUnknownError(
-                    f"message {confirmation.id} to {self._topic!r}: no answer in time, it may be stored; "
-                    "publish it again with the same id if a duplicate does no harm",
-                    topic=self._topic,
-                )
-            else:
+            if not confirmation._handed:
                 self._queue.remove(confirmation)
-                error = NotPublishedError(
-                    f"message {confirmation.id} to {self._topic!r} could not be handed to the broker in time: "
-                    f"{self._link.error or 'earlier messages are not confirmed'}",
-                    topic=self._topic,
-                    retryable=True,
-                )
-                error.__cause__ = self._link.error
-            self._finish(confirmation, error)
+            self._finish(confirmation, self._late(confirmation))
         if self._undecided and self._sweep is None:
             first = min(confirmation._deadline for confirmation in self._undecided)
             self._sweep = self.loop.call_at(first, self._expire)
 
-    async def emptied(self) -> None:
-        """Wait until nothing is undecided."""
-        while self._undecided or self._room:
-            if self._empty is None:
-                self._empty = self.loop.create_future()
-            await asyncio.shield(self._empty)
+    def _late(self, confirmation: Confirmation) -> UnistreamError:
+        if confirmation._handed or confirmation._maybe:
+            return PublishUnknownError(
+                f"message {confirmation.id} to {self._topic!r}: no answer in time, it may be stored; "
+                "publish it again with the same id if a duplicate does no harm",
+                topic=self._topic,
+            )
+        error = NotPublishedError(
+            f"message {confirmation.id} to {self._topic!r} could not be handed to the broker in time: "
+            f"{self._link.error or 'earlier messages are not confirmed'}",
+            topic=self._topic,
+            retryable=True,
+        )
+        error.__cause__ = self._link.error
+        return error
+
+    async def decided(self) -> None:
+        """Wait until every message published so far is decided, those that wait for room included."""
+        for confirmation in [*self._undecided, *self._waiting]:
+            await confirmation._decided()
 
     def take_unseen(self) -> list[UnistreamError]:
         """The failures that nobody has looked at; they count as looked at from now on."""
@@ -371,15 +232,21 @@ class Outbox:
         self.unseen.clear()
         return failures
 
-    def stop(self) -> None:
-        """Give up what is undecided, and every timer and task."""
-        for confirmation in list(self._undecided):
-            self.withdraw(confirmation)
+    async def stop(self) -> None:
+        """Give up what is undecided, and every timer and task. Ends within `STOP_SECONDS`."""
+        self.closing = True
+        self._room.stop()
         for timer in (self._pause, self._sweep):
             if timer is not None:
                 timer.cancel()
+        for confirmation in list(self._undecided):
+            self.withdraw(confirmation)
+        # Every task gets its first step, so that no driver's coroutine is dropped without having run.
+        await asyncio.sleep(0)
         for task in self._batches:
             task.cancel()
+        if self._batches:
+            await asyncio.wait(list(self._batches), timeout=STOP_SECONDS)
 
     # Handing over
 
@@ -391,6 +258,7 @@ class Outbox:
             seconds = max(confirmation._deadline for confirmation in batch) - self.loop.time()
             answer = self.now([confirmation._raw for confirmation in batch], max(seconds, 0.001))
             if isinstance(answer, list):
+                self._newest_handed = max(self._newest_handed, batch[-1]._order)
                 self._completed(batch, answer)
             else:
                 self._start(batch, answer)
@@ -411,6 +279,7 @@ class Outbox:
     def _start(self, batch: list[Confirmation], answer: Awaitable[list[PublishOutcome]]) -> None:
         for confirmation in batch:
             confirmation._handed = True
+        self._newest_handed = max(self._newest_handed, batch[-1]._order)
         task = self.loop.create_task(self._run(batch, answer))
         self._batches[task] = None
         task.add_done_callback(self._ran)
@@ -424,24 +293,27 @@ class Outbox:
             outcomes = await answer
         except BrokerUnavailableError as error:
             # Nothing of it was handed over; later batches under way raise too, and all go back in order.
-            self._failing = True
+            self._newest_handed = min(self._newest_handed, batch[0]._order - 1)
             self._put_back(batch)
-            delay = self._link.down(error)
-            if self._pause is None:
-                self._pause = self.loop.call_later(delay, self._wake)
+            self._rest(error)
             return
         except UnistreamError as error:
             outcomes = _all(error, len(batch))
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, (Exception, asyncio.CancelledError)) or _cancelled():
+                raise
             # A driver let something through: nothing can be said of the batch, and nothing may be hidden.
             defect = ContractError(f"the driver raised {error!r} from publish", topic=self._topic)
             defect.__cause__ = error
-            defect.stored = "unknown"
             outcomes = _all(defect, len(batch))
-        else:
-            self._failing = False
-            self._link.up()
         self._completed(batch, outcomes)
+
+    def _rest(self, error: Exception) -> None:
+        """The broker was not reached: wait the backoff, then go on with one batch at a time until it answers."""
+        self._failing = True
+        delay = self._link.down(error)
+        if self._pause is None:
+            self._pause = self.loop.call_later(delay, self._wake)
 
     def _wake(self) -> None:
         self._pause = None
@@ -454,16 +326,21 @@ class Outbox:
         self._queue = deque(sorted([*again, *self._queue], key=lambda confirmation: confirmation._order))
 
     def _completed(self, batch: Sequence[Confirmation], outcomes: Sequence[PublishOutcome]) -> None:
-        if len(outcomes) != len(batch):
-            defect = ContractError(f"the driver gave {len(outcomes)} outcomes for {len(batch)} messages")
-            defect.stored = "unknown"
+        if not isinstance(outcomes, Sequence) or len(outcomes) != len(batch):
+            defect = ContractError(f"the driver answered {len(batch)} messages with {outcomes!r:.200}")
             outcomes = _all(defect, len(batch))
         again = self._repeatable(batch, outcomes) if self._dedupes else ()
         for confirmation, outcome in zip(batch, outcomes, strict=True):
             if confirmation in self._undecided and confirmation not in again:
-                self._finish(confirmation, receipt(confirmation._raw, outcome))
+                self._finish(confirmation, receipt(confirmation, outcome))
         if again:
+            for confirmation in again:
+                confirmation._maybe = True
             self._put_back(again)
+            self._rest(next(outcome for outcome in outcomes if isinstance(outcome, PublishUnknownError)))
+        elif self._failing or not self._link.ok:
+            self._failing = False
+            self._link.up()
 
     def _repeatable(
         self, batch: Sequence[Confirmation], outcomes: Sequence[PublishOutcome]
@@ -475,31 +352,33 @@ class Outbox:
         """
         again: dict[Confirmation, None] = {}
         passed: set[bytes] = set()
-        alone = len(self._batches) <= 1
+        newest = batch[-1]._order >= self._newest_handed
         for confirmation, outcome in zip(reversed(batch), reversed(outcomes), strict=True):
             key = confirmation._raw.key
-            if isinstance(outcome, PublishUnknownError) and (key is None or (alone and key not in passed)):
+            repeatable = isinstance(outcome, PublishUnknownError) and confirmation in self._undecided
+            if repeatable and (key is None or (newest and key not in passed)):
                 again[confirmation] = None
             elif key is not None:
                 passed.add(key)
         return again
 
 
-def size_of(raw: RawMessage) -> int:
-    """Bytes of value, key and headers."""
-    size = len(raw.value) + len(raw.key or b"")
-    return size + sum(len(name) + len(value) for name, value in raw.headers) if raw.headers else size
+def _cancelled() -> bool:
+    """Whether the running task itself was cancelled, not something that a driver awaits inside."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
-def receipt(raw: RawMessage, outcome: PublishOutcome) -> Receipt | UnistreamError:
-    """What the publisher gets for a driver's outcome."""
-    if type(outcome) is RawReceipt:
-        return Receipt(raw.id, *outcome)
-    error = cast(UnistreamError, outcome)
-    error.stored = error.stored or "no"
-    return error
+async def failed(error: Exception) -> list[PublishOutcome]:
+    """The answer of a driver that raised instead of giving an awaitable."""
+    raise error
+
+
+async def answered(answer: list[PublishOutcome]) -> list[PublishOutcome]:
+    """An answer that is there, for following it up like one that is not."""
+    return answer
 
 
 def _all(error: UnistreamError, count: int) -> list[PublishOutcome]:
-    error.stored = error.stored or "no"
+    with_stored(error)
     return [cast(PublishOutcome, error)] * count

@@ -22,12 +22,19 @@ class Portal:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._pid = os.getpid()
+        self._gate = threading.Lock()
+        self._stopped = False
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while not self._stopped:
+            try:
+                self.loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                # Raised by a handler: asyncio lets it end the loop, but it is the result of the call that it came from.
+                continue
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """
@@ -41,12 +48,18 @@ class Portal:
         """
         try:
             self._check()
+            # Under the lock: what is posted is started before `close` cancels everything, so nobody waits for ever.
+            with self._gate:
+                if self._stopped:
+                    raise _closed()
+                call = _Call(self.loop, coroutine)
         except ClosedError:
             coroutine.close()
             raise
-        call = _Call(self.loop, coroutine)
         try:
             return call.done.result()
+        except asyncio.CancelledError:
+            raise _closed() from None
         except BaseException:
             if not call.done.done():
                 self.loop.call_soon_threadsafe(call.cancel)
@@ -58,18 +71,27 @@ class Portal:
             raise ClosedError("this process was forked from the one that connected; connect() after the fork")
         if threading.current_thread() is self._thread:
             raise ClosedError("a blocking call inside the event loop of unistream.sync would wait for itself for ever")
-        if self.loop.is_closed() or not self._thread.is_alive():
-            raise ClosedError("the client is closed; connect() again")
+        if self._stopped:
+            raise _closed()
 
     def close(self) -> None:
         """Stop the loop and its thread. Idempotent."""
-        if self.loop.is_closed() or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        self.call(_cancel_the_rest())
+        with self._gate:
+            if self._stopped:
+                return
+            self._stopped = True
+            rest = _Call(self.loop, _cancel_the_rest())
+        rest.done.result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the client is closed; connect() again")
 
 
 class _Call(Generic[T]):

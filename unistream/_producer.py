@@ -13,8 +13,9 @@ from itertools import islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from unistream._confirmation import Confirmation, ProducerStats, WhenFull, size_of, with_stored
 from unistream._link import Link
-from unistream._outbox import Confirmation, Outbox, ProducerStats, WhenFull, receipt, size_of
+from unistream._outbox import Outbox, answered
 from unistream.core.partitions import partition_for
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Confirmation", "Producer", "ProducerStats", "WhenFull"]
 
 DEFAULT_TIMEOUT = 30.0
+LEAST_TIMEOUT = 0.001
+"""Seconds; with less, no answer could come and the outcome of a message would be unknown for no reason."""
 
 # A named tuple's own constructor is a Python function; these make one per message at the speed of C.
 _RAW: Callable[[tuple[Any, ...]], RawMessage] = partial(tuple.__new__, RawMessage)
@@ -63,32 +66,43 @@ class Producer:
         self._driver: ProducerDriver | None = None
         self._outbox: Outbox | None = None
         self._entered = False
+        self._left: asyncio.Future[None] | None = None
         self._partitions = 1
         self._turn = -1
         self._largest = 0.0
+        self._most_bytes = 0
 
     async def __aenter__(self) -> Producer:
-        driver = self._client._use()
-        if self._entered:
-            raise ClosedError(f"the producer of {self.topic!r} was entered before; make another", topic=self.topic)
+        self._client._use()
+        if self._entered or self._left is not None:
+            raise ClosedError(f"the producer of {self.topic!r} was entered or closed before; make another")
         self._entered = True
+        await self._client._enter(self, self._open())
+        return self
+
+    async def _open(self) -> None:
+        client = self._client
+        driver = client._driver
         spec = await driver.topic(self.topic)
         self._driver = await driver.producer(spec)
         self._partitions = spec.partitions
         self._largest = driver.capabilities.max_message_bytes.limit
-        link = Link(f"producer {self.topic}", self._client._emit, _log)
+        self._most_bytes = min(self._window.limit_bytes, self._driver.batch_bytes)
+        link = Link(f"producer {self.topic}", client._emit, _log)
         self._outbox = Outbox(
             self.topic,
             self._driver,
-            self._client._loop,
+            client._loop,
             self._window,
             self._when_full,
             link,
             dedupes=bool(driver.capabilities.dedupe),
             stats=self.stats,
         )
-        self._client._parts[self] = link
-        return self
+        if self._left is not None:
+            await self._driver.close()
+            raise ClosedError(f"the producer of {self.topic!r} was closed while it opened", topic=self.topic)
+        client._parts[self] = link
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,20 +142,19 @@ class Producer:
             again, and no other receipt shifts.
         """
         outbox = self._here()
+        if not timeout >= LEAST_TIMEOUT:
+            timeout = LEAST_TIMEOUT
         raw, size = self._raw(value, key, headers, id)
-        stats = self.stats
         if outbox.clear and outbox.fits(size):
             answer = outbox.now((raw,), timeout)
             if isinstance(answer, list):
-                outcome = receipt(raw, answer[0])
-                if isinstance(outcome, Receipt):
-                    stats.confirmed += 1
-                    return outcome
-                stats.count(outcome)
-                raise outcome
+                if len(answer) == 1 and type(answer[0]) is RawReceipt:
+                    self.stats.confirmed += 1
+                    return Receipt(raw.id, *answer[0])
+                answer = answered(answer)
             [confirmation] = outbox.track((raw,), timeout, answer)
         else:
-            confirmation = await outbox.put(raw, size, outbox.loop.time() + timeout)
+            confirmation = await outbox.put(raw, size, timeout)
         try:
             return await confirmation.result()
         except asyncio.CancelledError:
@@ -166,11 +179,10 @@ class Producer:
         Cancellation: The message is not handed over.
         """
         outbox = self._here()
+        if not timeout >= LEAST_TIMEOUT:
+            timeout = LEAST_TIMEOUT
         raw, size = self._raw(value, key, headers, id)
-        confirmation = await outbox.put(raw, size, outbox.loop.time() + timeout)
-        if confirmation.failed:
-            outbox.unseen[confirmation] = None
-        return confirmation
+        return await outbox.put(raw, size, timeout)
 
     async def publish_many(
         self, messages: Iterable[Message | bytes], *, timeout: float = DEFAULT_TIMEOUT
@@ -188,20 +200,21 @@ class Producer:
         Cancellation: Messages not yet handed over are dropped; those that were are unknown.
         """
         outbox = self._here()
+        if not timeout >= LEAST_TIMEOUT:
+            timeout = LEAST_TIMEOUT
         most = min(self._window.limit, self._driver.batch_messages if self._driver else 1)
         outcomes: list[Receipt | UnistreamError | Confirmation] = []
         rest = iter(messages)
         try:
             while batch := list(islice(rest, most)):
-                raws = self._plain(batch)
-                if raws is not None and outbox.at_once and outbox.clear:
+                if outbox.at_once and outbox.clear and (raws := self._plain(batch)) is not None:
                     # The driver answers at once: whole batches go straight through.
                     self._pass(outbox, raws, timeout, outcomes)
                     continue
                 for message in batch:
                     try:
                         raw, size = self._message(message)
-                        outcomes.append(await outbox.put(raw, size, outbox.loop.time() + timeout))
+                        outcomes.append(await outbox.put(raw, size, timeout))
                     except UnistreamError as error:
                         outcomes.append(error)
             return [await _outcome(outcome) if isinstance(outcome, Confirmation) else outcome for outcome in outcomes]
@@ -212,8 +225,10 @@ class Producer:
             raise
 
     def _plain(self, batch: Sequence[Message | bytes]) -> list[RawMessage] | None:
-        """Bare bodies as they cross the driver line; `None` if any message needs a closer look."""
+        """Bare bodies as they cross the driver line, in one piece; `None` if any message needs a closer look."""
         if set(map(type, batch)) != {bytes} or max(map(len, batch)) > self._largest:  # type: ignore[arg-type]
+            return None
+        if sum(map(len, batch)) > self._most_bytes:  # type: ignore[arg-type]
             return None
         partitions = self._partitions
         if partitions == 1:
@@ -236,23 +251,16 @@ class Producer:
         outcomes: list[Receipt | UnistreamError | Confirmation],
     ) -> None:
         """Hand a whole batch to a driver that answers at once."""
-        stats = self.stats
-        stats.published += len(raws)
+        self.stats.published += len(raws)
         answer = outbox.now(raws, timeout)
         if not isinstance(answer, list):
             outcomes.extend(outbox.track(raws, timeout, answer))
-        elif set(map(type, answer)) == {RawReceipt}:
-            stats.confirmed += len(raws)
+        elif len(answer) == len(raws) and set(map(type, answer)) == {RawReceipt}:
+            self.stats.confirmed += len(raws)
             ids = map(itemgetter(0), raws)
             outcomes.extend(map(_RECEIPT, zip(ids, *zip(*answer, strict=True), strict=True)))
         else:
-            for raw, one in zip(raws, answer, strict=True):
-                outcome = receipt(raw, one)
-                if isinstance(outcome, Receipt):
-                    stats.confirmed += 1
-                else:
-                    stats.count(outcome)
-                outcomes.append(outcome)
+            outcomes.extend(outbox.track(raws, timeout, answered(answer)))
 
     async def flush(self, timeout: float | None = None) -> None:
         """
@@ -265,7 +273,7 @@ class Producer:
         outbox = self._here()
         try:
             async with asyncio.timeout(timeout):
-                await outbox.emptied()
+                await outbox.decided()
         except TimeoutError as error:
             raise TimedOutError(
                 f"{self.stats.in_flight} messages to {self.topic!r} are undecided after {timeout} s", topic=self.topic
@@ -281,17 +289,33 @@ class Producer:
 
         Cancellation: What is undecided is given up: unknown, or dropped if it was never handed over.
         """
-        outbox, self._outbox = self._outbox, None
-        if outbox is None:
+        if self._left is not None:
+            # Closed, or being closed by somebody else, who gets its failures.
+            await asyncio.shield(self._left)
             return
+        outbox = self._outbox
+        if outbox is not None:
+            self._here()
+        self._left = asyncio.get_running_loop().create_future()
         try:
-            await outbox.emptied()
+            if outbox is not None:
+                await self._leave(outbox)
+                self._raise_unseen(outbox)
         finally:
-            outbox.stop()
-            self._client._parts.pop(self, None)
-            if self._driver is not None:
-                await self._driver.close()
-        self._raise_unseen(outbox)
+            self._left.set_result(None)
+
+    async def _leave(self, outbox: Outbox) -> None:
+        outbox.closing = True
+        try:
+            await outbox.decided()
+        finally:
+            self._outbox = None
+            try:
+                await outbox.stop()
+            finally:
+                self._client._parts.pop(self, None)
+                if self._driver is not None:
+                    await self._driver.close()
 
     def _raise_unseen(self, outbox: Outbox) -> None:
         failures = outbox.take_unseen()
@@ -300,15 +324,14 @@ class Producer:
 
     def _here(self) -> Outbox:
         outbox = self._outbox
-        if outbox is None:
+        if outbox is None or outbox.closing:
             closed = ClosedError(
                 f"the producer of {self.topic!r} is closed, or was never entered: use `async with`",
                 topic=self.topic,
             )
-            closed.stored = "no"
-            raise closed
+            raise with_stored(closed)
         if asyncio._get_running_loop() is not outbox.loop:
-            self._client._wrong_loop()
+            raise with_stored(self._client._elsewhere())
         return outbox
 
     def _raw(
@@ -327,14 +350,15 @@ class Producer:
             for name, content in pairs:
                 if name.lower().startswith(RESERVED_PREFIX):
                     raise ConfigError(f"header {name!r}: names that begin with {RESERVED_PREFIX!r} are reserved")
-                size += len(name) + len(content)
+                # Every broker's headers are UTF-8 at most: half a surrogate pair is refused here, not by the driver.
+                size += len(name if name.isascii() else name.encode()) + len(content)
             if size > self._largest:
                 raise self._too_large(size)
             if not id:
                 id = new_id()
-            elif len(id) > 128 or not id.isascii() or not id.isprintable():
+            elif not isinstance(id, str) or len(id) > 128 or not id.isascii() or not id.isprintable():
                 raise ConfigError(f"id {id!r}: give at most 128 printable ASCII characters")
-        except (TypeError, UnistreamError) as error:
+        except (TypeError, ValueError, UnistreamError) as error:
             self.stats.failed += 1
             refused = error if isinstance(error, UnistreamError) else ConfigError(str(error))
             refused.stored = "no"
@@ -361,8 +385,12 @@ class Producer:
         outbox = self._here()
         self.stats.published += 1
         raw = raw._replace(partition=self._partition(raw.key))
-        confirmation = await outbox.put(raw, size_of(raw), outbox.loop.time() + timeout)
-        await confirmation.result()
+        confirmation = await outbox.put(raw, size_of(raw), timeout)
+        try:
+            await confirmation.result()
+        except asyncio.CancelledError:
+            outbox.withdraw(confirmation)
+            raise
 
 
 async def _outcome(confirmation: Confirmation) -> Receipt | UnistreamError:

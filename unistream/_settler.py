@@ -16,7 +16,7 @@ from unistream._link import Link
 from unistream.core.leases import Lease, Leases
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
-from unistream.errors import BrokerUnavailableError, LeaseLostError, SettleError, UnistreamError
+from unistream.errors import BrokerUnavailableError, ContractError, LeaseLostError, SettleError, UnistreamError
 
 if TYPE_CHECKING:
     from unistream._consumer import Consumer
@@ -63,6 +63,7 @@ class Settler:
         # The contract allows one `extend` at a time.
         self._extending = asyncio.Lock()
         self._give_up_at = inf
+        self._given_up = False
         self._abandoned = 0
 
     # Settling
@@ -102,41 +103,55 @@ class Settler:
     def flush(self) -> None:
         """Send what has been taken, unless a batch is under way: then it follows."""
         while (self._acks or self._entries) and self._sending is None:
+            if self._given_up:
+                self._drop_all()
+                return
             acks, self._acks = self._acks[:BATCH], self._acks[BATCH:]
             tokens = [delivery._raw[1] for delivery in acks]
             settlements = list(map(_ACK, zip(tokens, repeat(Verb.ACK), repeat(0.0), strict=False)))
             entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
             if entries:
                 settlements += [entry.settlement for entry in entries]
-            answer = self._driver.settle(settlements)
+            try:
+                answer = self._driver.settle(settlements)
+            except Exception as error:
+                answer = _refused(error)
             if not isinstance(answer, list):
                 batch = [*map(_entry, acks, settlements), *entries]
                 self._sending = self._loop.create_task(self._send(batch, answer))
                 self._sending.add_done_callback(self._sent)
-            elif entries or any(answer):
+            elif entries or any(answer) or len(answer) != len(settlements):
                 self._conclude([*map(_entry, acks, settlements), *entries], answer)
 
+    def _drop_all(self) -> None:
+        """Nothing more is sent: tell everybody who waits."""
+        rest = [_entry(delivery, Settlement(delivery._raw.token, Verb.ACK)) for delivery in self._acks]
+        rest += self._entries
+        self._acks, self._entries = [], []
+        self._conclude(rest, [self._never(TimeoutError("the consumer left"))] * len(rest))
+
     async def _send(self, batch: list[_Entry], answer: Awaitable[list[SettleOutcome]]) -> None:
-        while True:
-            try:
-                outcomes = await answer
-            except BrokerUnavailableError as error:
-                await self._link.wait(error)
-                now = self._loop.time()
-                late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
-                self._conclude(late, [self._never(error)] * len(late))
-                batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
-                if not batch:
+        """See a batch through; whatever happens, everybody who waits for one of its settles is told."""
+        try:
+            while batch:
+                try:
+                    outcomes = await answer
+                except BrokerUnavailableError as error:
+                    await self._link.wait(error)
+                    now = self._loop.time()
+                    late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
+                    self._conclude(late, [self._never(error)] * len(late))
+                    batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
+                    if batch:
+                        answer = self._again(batch)
+                else:
+                    self._link.up()
+                    self._conclude(batch, outcomes)
                     return
-                answer = self._again(batch)
-            except UnistreamError as error:
-                refused = error if isinstance(error, SettleError) else self._never(error)
-                self._conclude(batch, [refused] * len(batch))
-                return
-            else:
-                self._link.up()
-                self._conclude(batch, outcomes)
-                return
+        except BaseException as error:
+            self._conclude(batch, [error if isinstance(error, SettleError) else self._never(error)] * len(batch))
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                raise
 
     async def _again(self, batch: Sequence[_Entry]) -> list[SettleOutcome]:
         answer = self._driver.settle([entry.settlement for entry in batch])
@@ -144,13 +159,12 @@ class Settler:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending = None
-        if not task.cancelled():
-            task.result()
+        task.result()
         self.flush()
 
-    def _never(self, error: UnistreamError) -> LeaseLostError:
+    def _never(self, error: BaseException) -> LeaseLostError:
         lost = LeaseLostError(
-            f"{self._consumer._name}: a settle did not reach the broker before the lease ended ({error}); "
+            f"{self._consumer._name}: a settle was not accepted before the lease ended ({error!r}); "
             "the message may come again",
             topic=self._consumer.topic,
         )
@@ -158,7 +172,7 @@ class Settler:
         return lost
 
     def _conclude(self, batch: Sequence[_Entry], outcomes: Sequence[SettleOutcome]) -> None:
-        for entry, refused in zip(batch, outcomes, strict=True):
+        for entry, refused in zip(batch, self._sound(outcomes, len(batch)), strict=True):
             if entry.done is not None:
                 if not entry.done.done():
                     entry.done.set_result(refused)
@@ -167,6 +181,14 @@ class Settler:
                     self._consumer._settle_refused(entry.delivery, refused)
                 elif entry.settlement.verb is Verb.RELEASE:
                     self._abandoned += 1
+
+    def _sound(self, outcomes: Sequence[SettleOutcome], count: int) -> Sequence[SettleOutcome]:
+        """The outcomes, or as many refusals if these are none."""
+        kinds = isinstance(outcomes, Sequence) and all(one is None or isinstance(one, SettleError) for one in outcomes)
+        if kinds and len(outcomes) == count:
+            return outcomes
+        defect = ContractError(f"the driver answered {count} settles with {outcomes!r:.200}")
+        return [self._never(defect)] * count
 
     # Renewing
 
@@ -219,17 +241,23 @@ class Settler:
                 lost += [token for token, refused in zip(tokens, outcomes, strict=True) if refused is not None]
         except UnistreamError as error:
             # The leases stand until their deadlines; the next look tries again.
-            self._link.down(error)
+            if error.retryable:
+                self._link.down(error)
+            else:
+                self._consumer._fail(error)
+            return
+        except Exception as error:
+            self._consumer._defect(error)
             return
         for lease, seconds in due.items():
             self._leases.renewed(lease, now, seconds)
         if lost:
             self._consumer._lost(lost, "the broker refused to renew their leases")
 
-    async def _ask_to_extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+    async def _ask_to_extend(self, tokens: Sequence[Token], seconds: float) -> Sequence[SettleOutcome]:
         async with self._extending:
             answer = self._driver.extend(tokens, seconds)
-            return answer if isinstance(answer, list) else await answer
+            return self._sound(answer if isinstance(answer, list) else await answer, len(tokens))
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._renewing = None
@@ -240,6 +268,8 @@ class Settler:
         """Extend one loan on the application's behalf; see `Delivery.extend`."""
         now = self._loop.time()
         token = delivery._raw.token
+        # Beyond `max_lease` the broker would not follow, and the local lease must end before the broker's.
+        seconds = min(seconds, delivery._lease.until - now)
         [refused] = await self._ask_to_extend([token], seconds)
         if refused is not None:
             self._consumer._lost([token], "the broker refused to extend its lease")
@@ -247,7 +277,7 @@ class Settler:
         old = self._consumer._held.get(token)
         if old is None:
             raise LeaseLostError(f"extend of {delivery._name}: its lease has ended", topic=self._consumer.topic)
-        self._replace(token, old, now + seconds, max(old.until, now + seconds), delivery)
+        self._replace(token, old, now + seconds, old.until, delivery)
 
     def stop_renewing(self, token: Token) -> None:
         """Let the lease of a loan run out by itself."""
@@ -268,18 +298,28 @@ class Settler:
         """Send what is left, for a bounded time; how many loans could not be given back."""
         self._give_up_at = self._loop.time() + LEAVE_SECONDS
         self.flush()
-        while self._sending is not None:
-            await asyncio.wait([self._sending])
+        while (sending := self._sending) is not None:
+            await asyncio.wait([sending], timeout=self._give_up_at - self._loop.time())
+            # By now `_sending` may be the next batch, which has just begun.
+            if not sending.done():
+                self._given_up = True
+                sending.cancel()
+                await asyncio.wait([sending], timeout=LEAVE_SECONDS)
+                break
             # Its done callback starts the next batch.
             await asyncio.sleep(0)
         if self._timer is not None:
             self._timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+            await asyncio.wait([self._renewing], timeout=LEAVE_SECONDS)
         return self._abandoned
 
 
 def _entry(delivery: Delivery, settlement: Settlement) -> _Entry:
     """An ack in the form of every other settle, for when it has to be followed up."""
     return _Entry(settlement, delivery._lease.deadline, delivery, None)
+
+
+async def _refused(error: Exception) -> list[SettleOutcome]:
+    raise error

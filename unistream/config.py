@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from unistream.driver.contract import Driver
-from unistream.driver.types import Target
+from unistream.driver.types import Retention, Target
 from unistream.errors import ConfigError
 
 __all__ = ["Config", "load", "parse_target", "suggest"]
@@ -43,6 +43,12 @@ class Config:
 
     url: str = field(repr=False)
     topics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the names of the settings; their values are checked where they are used."""
+        if not isinstance(self.url, str):
+            raise ConfigError(f'the URL is {type(self.url).__name__}, not a str like "redis://localhost:6379/0"')
+        _check_topics(self.topics, "topics")
 
     def topic(self, name: str) -> dict[str, Any]:
         """Settings for `create_topic`."""
@@ -81,11 +87,11 @@ def load(target: str | Config | None, profile: str | None) -> Config:
 
 def _profile(path: Path, name: str | None) -> Config:
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     _known(document, ("profile",), str(path))
-    profiles = document.get("profile", {})
+    profiles = _table(document.get("profile", {}), f"{path}: profile")
     if name is None:
         if len(profiles) != 1:
             raise ConfigError(
@@ -100,19 +106,29 @@ def _profile(path: Path, name: str | None) -> Config:
     if not isinstance(profile.get("url"), str):
         raise ConfigError(f"{where}: a url is missing")
     topics = profile.get("topics", {})
-    for topic, settings in topics.items():
-        place = f"{where}.topics.{topic}"
-        _known(settings, _TOPIC_KEYS, place)
-        _known(settings.get("retention", {}), _RETENTION_KEYS, f"{place}.retention")
-        for group, options in settings.get("groups", {}).items():
-            _known(options, _GROUP_KEYS, f"{place}.groups.{group}")
+    _check_topics(topics, f"{where}.topics")
     return Config(profile["url"], topics)
 
 
-def _known(table: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    if not isinstance(table, Mapping):
+def _check_topics(topics: Any, where: str) -> None:
+    for topic, settings in _table(topics, where).items():
+        place = f"{where}.{topic}"
+        _known(settings, _TOPIC_KEYS, place)
+        retention = settings.get("retention")
+        if retention is not None and not isinstance(retention, Retention):
+            _known(retention, _RETENTION_KEYS, f"{place}.retention")
+        for group, options in _table(settings.get("groups", {}), f"{place}.groups").items():
+            _known(options, _GROUP_KEYS, f"{place}.groups.{group}")
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is not a table")
-    for key in table:
+    return value
+
+
+def _known(table: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    for key in _table(table, where):
         if key not in keys:
             raise ConfigError(f"{where}: unknown key {key!r}{suggest(key, keys)}")
 
@@ -149,6 +165,8 @@ def scheme_of(url: str) -> str:
     Raises:
         ConfigError: There is none.
     """
+    if not isinstance(url, str):
+        raise ConfigError(f'the URL is {type(url).__name__}, not a str like "redis://localhost:6379/0"')
     scheme, separator, _ = url.partition("://")
     if not separator or not scheme:
         raise ConfigError('the URL has no scheme; it looks like "redis://localhost:6379/0"')
@@ -165,11 +183,18 @@ def parse_target(url: str, driver: type[Driver]) -> Target:
     scheme = scheme_of(url)
     try:
         parts = urlsplit(url)
+        if "@" in f"{parts.path}{parts.query}" or parts.fragment:
+            # Nothing of the URL is shown: what looks like a path here may be half of a password.
+            raise ValueError("percent-encode '/', '?', '#' and '@' in its user name and password")
         credentials, _, addresses = parts.netloc.rpartition("@")
         hosts = tuple(_host(address) for address in addresses.split(",") if address)
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
-        raise ConfigError(f"the {scheme} URL can't be read: {error}", driver=scheme) from None
+        hint = str(error) if "percent-encode" in str(error) else "a host or port is malformed"
+        raise ConfigError(f"the {scheme} URL can't be read: {hint}", driver=scheme) from None
+    try:
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ConfigError(f"the {scheme} URL can't be read: options look like ?name=value&…", driver=scheme) from None
     options = {name: option.default for name, option in driver.options.items()}
     for name, text in query:
         if name not in driver.options:

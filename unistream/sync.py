@@ -6,17 +6,20 @@ Each Client has an event loop of its own in one thread, closed with it. Objects 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, cast
 
-from unistream import _client, _consumer, _delivery, _group, _outbox, _producer
-from unistream._client import MIB, Health
-from unistream._consumer import ConsumerStats, DrainReport
+from unistream import _client, _confirmation, _consumer, _delivery, _group, _producer
+from unistream._client import MIB
+from unistream._confirmation import ProducerStats, WhenFull
 from unistream._group import Drop
-from unistream._outbox import ProducerStats, WhenFull
+from unistream._health import Health
+from unistream._loans import ConsumerStats, DrainReport
 from unistream._portal import Portal
 from unistream._producer import DEFAULT_TIMEOUT
 from unistream.capabilities import Capabilities
@@ -29,6 +32,9 @@ from unistream.errors import UnistreamError
 from unistream.message import Headers, HeadersLike, Message, Origin, Receipt
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Group", "Handler", "Producer", "connect"]
+
+MESSAGES_PER_CALL = 1000
+"""How many messages of `publish_many` cross to the loop's thread at a time."""
 
 Handler = Callable[["Delivery"], object]
 
@@ -162,12 +168,7 @@ class Client:
     def events(self) -> Iterator[Event]:
         """See `unistream.Client.events`."""
         portal = self._open()
-        events = portal.call(_soon(self._client.events))
-        while True:
-            try:
-                yield portal.call(_first(events))
-            except StopAsyncIteration:
-                return
+        return _told(portal, portal.call(_soon(self._client.events)))
 
     def close(self) -> None:
         """See `unistream.Client.close`."""
@@ -185,7 +186,7 @@ class Client:
 class Confirmation:
     """See `unistream.Confirmation`; `result` blocks."""
 
-    def __init__(self, portal: Portal, confirmation: _outbox.Confirmation) -> None:
+    def __init__(self, portal: Portal, confirmation: _confirmation.Confirmation) -> None:
         self._portal = portal
         self._confirmation = confirmation
 
@@ -202,6 +203,10 @@ class Confirmation:
     def done(self) -> bool:
         """See `unistream.Confirmation.done`."""
         return self._confirmation.done()
+
+    def failure(self) -> UnistreamError | None:
+        """See `unistream.Confirmation.failure`."""
+        return self._confirmation.failure()
 
     def result(self, timeout: float | None = None) -> Receipt:
         """See `unistream.Confirmation.result`."""
@@ -267,7 +272,13 @@ class Producer:
         self, messages: Iterable[Message | bytes], *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[Receipt | UnistreamError]:
         """See `unistream.Producer.publish_many`."""
-        return self._client._open().call(self._producer.publish_many(messages, timeout=timeout))
+        portal = self._client._open()
+        outcomes: list[Receipt | UnistreamError] = []
+        # Read here, in the caller's thread: an iterable may block, and may call unistream itself.
+        rest = iter(messages)
+        while batch := list(islice(rest, MESSAGES_PER_CALL)):
+            outcomes += portal.call(self._producer.publish_many(batch, timeout=timeout))
+        return outcomes
 
     def flush(self, timeout: float | None = None) -> None:
         """See `unistream.Producer.flush`."""
@@ -335,7 +346,7 @@ class Group:
     ) -> DrainReport:
         """See `unistream.Group.run`; handlers run in threads, `concurrency` of them."""
         portal = self._client._open()
-        with ThreadPoolExecutor(concurrency, thread_name_prefix="unistream handler") as threads:
+        with ThreadPoolExecutor(max(concurrency, 1), thread_name_prefix="unistream handler") as threads:
 
             async def in_thread(delivery: _delivery.Delivery) -> None:
                 await asyncio.get_running_loop().run_in_executor(threads, handler, Delivery(portal, delivery))
@@ -383,7 +394,7 @@ class Consumer:
     def __next__(self) -> Delivery:
         portal = self._client._open()
         try:
-            return Delivery(portal, portal.call(self._consumer.__anext__()))
+            return _received(portal, portal.call(self._consumer.__anext__()))
         except StopAsyncIteration:
             raise StopIteration from None
 
@@ -391,12 +402,13 @@ class Consumer:
         """See `unistream.Consumer.receive`."""
         portal = self._client._open()
         delivery = portal.call(self._consumer.receive(timeout))
-        return None if delivery is None else Delivery(portal, delivery)
+        return None if delivery is None else _received(portal, delivery)
 
     def receive_many(self, max: int, timeout: float | None = None) -> list[Delivery]:
         """See `unistream.Consumer.receive_many`."""
         portal = self._client._open()
-        return [Delivery(portal, delivery) for delivery in portal.call(self._consumer.receive_many(max, timeout))]
+        deliveries = portal.call(self._consumer.receive_many(max, timeout))
+        return [_received(portal, delivery) for delivery in deliveries]
 
     def pause(self) -> None:
         """See `unistream.Consumer.pause`."""
@@ -518,6 +530,21 @@ class Delivery:
 
 async def _soon(call: Callable[[], Any]) -> Any:
     return call()
+
+
+def _received(portal: Portal, delivery: _delivery.Delivery) -> Delivery:
+    """What the application gets; the place where it got it is in its own thread, not on the loop (DEL-8)."""
+    frame = sys._getframe(2)
+    delivery._code, delivery._line = frame.f_code, frame.f_lineno
+    return Delivery(portal, delivery)
+
+
+def _told(portal: Portal, events: Any) -> Iterator[Event]:
+    while True:
+        try:
+            yield portal.call(_first(events))
+        except StopAsyncIteration:
+            return
 
 
 async def _first(events: Any) -> Event:

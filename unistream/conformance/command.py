@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,8 @@ def simulate(plan: Plan, target: Target, *, seed: int) -> Result:
 
     rules = ("PUB-1", "GRP-1", "GRP-2", "ORD-2") if plan.shape == "keyed" else ("PUB-1", "GRP-1", "GRP-2")
     name = f"sim.{plan.shape}-seed-{plan.seed}"
+    # The library draws the jitter of its waits there.
+    random.seed(seed)
     case = Case(name, rules, MUST, Tier.FAULTS, "A random workload breaks no rule.", body, limit=3600.0)
     return run_case(case, target, seed=seed)
 

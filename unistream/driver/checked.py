@@ -68,7 +68,11 @@ class _Calls:
     def run(self, call: Callable[[], MaybeAwaitable[T]], check: Callable[[T], None]) -> MaybeAwaitable[T]:
         """Make a call and check its answer, at once or when it comes."""
         _must(self._now < self._most, f"at most {self._most} calls of {self._what} at a time")
-        answer = call()
+        try:
+            answer = call()
+        except Exception as error:
+            _must(isinstance(error, UnistreamError), f"{self._what} let {error!r} through untranslated")
+            raise
         if not inspect.isawaitable(answer):
             check(answer)
             return answer

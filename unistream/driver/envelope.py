@@ -29,6 +29,9 @@ _TIME = "unistream-time"
 _HEADERS = "unistream-headers"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# An id as producers take it, and milliseconds until the year 9999.
+_ID_TEXT = re.compile(rb"[\x20-\x7e]{1,128}")
+_TIME_TEXT = re.compile(rb"[0-9]{1,14}")
 _PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -119,11 +122,11 @@ class Envelope:
             if not name.startswith(RESERVED_PREFIX) or name.startswith(DEAD_PREFIX):
                 headers.append((name, value))
             elif name == _ID:
-                identity = value.decode("ascii", "replace")
+                identity = value.decode() if _ID_TEXT.fullmatch(value) else ""
             elif name == _KEY:
                 key = unquote_to_bytes(value) if self._text else value
             elif name == _TIME:
-                time_ms = int(value) if value.isdigit() else None
+                time_ms = int(value) if _TIME_TEXT.fullmatch(value) else None
             elif name == _HEADERS:
                 blob = value
         if blob is not None:
@@ -137,6 +140,9 @@ def _pack(headers: Iterable[tuple[str, bytes]]) -> bytes:
 
 def _unpack(blob: bytes) -> list[tuple[str, bytes]]:
     try:
-        return [(str(name), b64decode(value, validate=True)) for name, value in json.loads(blob)]
-    except (ValueError, TypeError):
+        pairs = json.loads(blob)
+        if not all(isinstance(name, str) for name, _ in pairs):
+            return []
+        return [(name, b64decode(value, validate=True)) for name, value in pairs]
+    except (ValueError, TypeError, RecursionError):
         return []

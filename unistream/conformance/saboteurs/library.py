@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import unistream
-from unistream import _client, _registry, config, errors
+from unistream import _client, _declare, _registry, config, errors
 from unistream.capabilities import Capabilities, LagReport, Level
 from unistream.conformance.saboteurs.table import mutation
 from unistream.conformance.wrap import DriverLayer
@@ -116,7 +116,11 @@ def drops_without_a_word() -> Iterator[None]:
 @contextmanager
 def any_name() -> Iterator[None]:
     """Takes any text for a name."""
-    with patch.object(_client, "_name", lambda what, name: name):
+
+    def obliging(what: str, name: str) -> str:
+        return name
+
+    with patch.object(_client, "name_of", obliging), patch.object(_declare, "name_of", obliging):
         yield
 
 

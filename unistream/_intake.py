@@ -1,0 +1,223 @@
+"""How deliveries come to a member: fetched for credit that is free, buffered, handed out in turn.
+
+Fetches only for free credit, so the backlog stays at the broker. Knows the driver contract; settles nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from unistream._delivery import Delivery
+from unistream._link import Link
+from unistream._loans import Loans, finish
+from unistream._watchdog import Watchdog
+from unistream.driver.contract import ConsumerDriver
+from unistream.driver.types import RawDelivery
+from unistream.errors import ClosedError, ContractError, UnistreamError
+
+if TYPE_CHECKING:
+    from unistream._consumer import Consumer
+    from unistream._group import Group
+
+__all__ = ["POLL_SECONDS", "Intake"]
+
+POLL_SECONDS = 5.0
+"""The longest that one fetch waits at the broker; shorter for short leases, since a lease counts from the request."""
+
+_log = logging.getLogger("unistream.consumer")
+
+
+class Intake(Loans):
+    """What a member has fetched and not handed out yet, and who waits for it. The middle of `Consumer`."""
+
+    _link: Link
+    _watchdog: Watchdog
+    _poll: float
+
+    def __init__(self, group: Group, max_in_flight: int, max_in_flight_bytes: int) -> None:
+        super().__init__(group)
+        self._max_in_flight = max_in_flight
+        self._max_bytes = max_in_flight_bytes
+        self._low = max_in_flight // 4
+        self._driver: ConsumerDriver | None = None
+        self._paused = False
+        self._error: UnistreamError | None = None
+        # What is held and waits to be handed out, and who waits for it.
+        self._buffer: deque[Delivery] = deque()
+        self._waiting: deque[asyncio.Future[Delivery | None]] = deque()
+        self._fetch: asyncio.Task[None] | None = None
+
+    # Handing out
+
+    def _next(self) -> Delivery | None:
+        """The next delivery, if one may be handed out without waiting."""
+        if self._closed or self._error is not None or self._driver is None:
+            raise self._refusal()
+        if asyncio._get_running_loop() is not self._loop:
+            self._group._client._wrong_loop()
+        if self._waiting or self._paused:
+            return None
+        if len(self._buffer) <= self._low:
+            self._ask()
+        return self._pop()
+
+    def _pop(self) -> Delivery | None:
+        buffer = self._buffer
+        while buffer:
+            delivery = buffer[0]
+            raw = delivery._raw
+            # Ends of leases are noticed by the timer here, and by the clock when the delivery is settled.
+            if raw.token in self._held:
+                size = len(raw.message.value)
+                if self._bytes_out and self._bytes_out + size > self._max_bytes:
+                    return None
+                self._bytes_out += size
+                self._out[raw.token] = size
+                return buffer.popleft()
+            buffer.popleft()
+        return None
+
+    async def _wait(self, timeout: float | None) -> Delivery | None:
+        waiter: asyncio.Future[Delivery | None] = self._loop.create_future()
+        self._waiting.append(waiter)
+        self._serve()
+        timer = None if timeout is None else self._loop.call_later(max(timeout, 0), finish, waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # Cancelled in the moment in which it was served: what it got goes to the next.
+            served = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            if served and (delivery := waiter.result()) is not None:
+                self._bytes_out -= self._out.pop(delivery._raw.token, 0)
+                self._buffer.appendleft(delivery)
+                self._serve()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def _serve(self) -> None:
+        """Give those who wait, in turn, what is at hand, and fetch for the rest."""
+        waiting = self._waiting
+        while waiting and not self._paused:
+            if waiting[0].done():
+                waiting.popleft()
+                continue
+            delivery = self._pop()
+            if delivery is None:
+                if not self._ask():
+                    return
+                continue
+            waiting.popleft().set_result(delivery)
+
+    def _refusal(self) -> UnistreamError:
+        if self._error is not None and not self._closed:
+            return self._error
+        return ClosedError(
+            f"the consumer of {self._name} is closed, or was never entered: use `async with group.consumer()`",
+            topic=self.topic,
+        )
+
+    # Fetching
+
+    def _ask(self) -> bool:
+        """Fetch for the credit that is free, unless there is a reason not to; True if something came at once."""
+        free = self._max_in_flight - len(self._held)
+        if (
+            self._fetch is not None
+            or free <= 0
+            or (self._buffer and free * 2 < self._max_in_flight)
+            or self._suspect is not None
+            or self._paused
+            or self._closed
+            or self._driver is None
+        ):
+            return False
+        self._settler.flush()
+        started = self._loop.time()
+        try:
+            answer = self._driver.receive(free, self._poll)
+        except Exception as error:
+            # A driver that answers at once also refuses at once; both ways end in the same place.
+            answer = _refused(error)
+        if isinstance(answer, list):
+            self._admit(answer, started)
+            return bool(answer)
+        self._fetch = self._loop.create_task(self._fetching(answer, started))
+        self._fetch.add_done_callback(self._fetched)
+        return False
+
+    async def _fetching(self, answer: Awaitable[list[RawDelivery]], started: float) -> None:
+        try:
+            raws = await answer
+        except UnistreamError as error:
+            if error.retryable:
+                await self._link.wait(error)
+            elif not self._closed:
+                self._fail(error)
+        except asyncio.CancelledError as error:
+            if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                raise
+            self._defect(error)
+        except Exception as error:
+            self._defect(error)
+        else:
+            self._link.up()
+            self._admit(raws, started)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetch = None
+        if task.cancelled():
+            return
+        task.result()
+        if not self._closed:
+            self._serve()
+
+    def _defect(self, cause: BaseException) -> None:
+        """A driver let something through that is no error of the contract: nobody may wait for it for ever."""
+        error = ContractError(f"the driver of {self._name} raised {cause!r}", topic=self.topic)
+        error.__cause__ = cause
+        self._fail(error)
+
+    def _fail(self, error: UnistreamError) -> None:
+        """It will not work again by itself: everybody who waits, now or later, is told (GRP-7)."""
+        self._error = error
+        self._link.fail(error)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(self._refusal())
+
+    def _admit(self, raws: Sequence[RawDelivery], started: float) -> None:
+        """Take up what was fetched: put it under a lease, and aside what has no attempt left."""
+        if not raws:
+            return
+        lease = self._leases.grant(started, len(raws))
+        limit = self._group.retry.max_attempts
+        held, buffer = self._held, self._buffer
+        for raw in raws:
+            held[raw.token] = lease
+            delivery = Delivery(cast("Consumer", self), raw, lease)
+            if raw.suspect:
+                self._suspect = raw.token
+            if limit is not None and raw.attempt > limit:
+                self._dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
+            else:
+                buffer.append(delivery)
+        self._settler.watch(self._leases.wake_at(lease))
+        self._watchdog.wake()
+        if self._waiting:
+            self._serve()
+
+
+async def _refused(error: Exception) -> list[RawDelivery]:
+    raise error
