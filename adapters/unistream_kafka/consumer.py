@@ -52,6 +52,7 @@ COMMIT_GAP = 0.02
 """Seconds between two commits that nothing but acks asks for."""
 COMMIT_SECONDS = 0.1
 """Added to a delay that is written down, for the time until the commit stands: it is never cut short."""
+HURRY_SECONDS = 0.03
 RETRY_SECONDS = 0.1
 DRAIN_SECONDS = 1.5
 """How long a partition that goes to another member waits for its loans to be settled."""
@@ -60,7 +61,7 @@ MOST_WAITING = 1000
 """The same in ordered groups, where messages also wait behind others of their key."""
 MOST_SPAN = 100_000
 LEAST_FETCH = 32
-MOST_FETCH = 500
+MOST_FETCH = 1000
 _ID = "unistream-id"
 
 
@@ -124,6 +125,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._marking: list[_Item] = []
         self._ready: deque[_Item] = deque()
         self._demand = 0
+        self._took_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._flight: _Flight | None = None
         self._landed: asyncio.Future[None] | None = None
@@ -131,7 +133,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._next_commit: asyncio.TimerHandle | None = None
         self._committed_at = 0.0
         self._fetching = False
-        self._buffer = min(MOST_FETCH, max(LEAST_FETCH, 2 * setting.max_in_flight))
+        self._buffer = min(MOST_FETCH, max(LEAST_FETCH, 4 * setting.max_in_flight))
         self._leaving: set[int] = set()
         self._drained: asyncio.Future[None] | None = None
         self._error: UnistreamError | None = None
@@ -254,8 +256,12 @@ class KafkaConsumerDriver(ConsumerDriver):
             if item.suspect:
                 break
         if batch:
-            # Whoever asked once is likely to ask again: the next batch is written down meanwhile. Not beside a suspect.
-            self._demand = 0 if batch[-1].suspect else limit
+            now = self._loop.time()
+            # Whoever comes back that soon would wait for commits most of the time: what follows is written down while
+            # it works. Not beside a suspect, and not for the slow: what is written down counts as lent in a crash.
+            hurried = now - self._took_at < HURRY_SECONDS and not batch[-1].suspect
+            self._demand = self._buffer if hurried else 0
+            self._took_at = now
             self._pump()
         return batch
 

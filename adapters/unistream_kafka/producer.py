@@ -89,7 +89,7 @@ class KafkaProducerDriver(ProducerDriver):
         look: Looks for the topic; raises `TopicMissingError` if it is gone.
     """
 
-    pipeline = 4
+    pipeline = 2
 
     def __init__(
         self, place: Place, topic: TopicSpec, most_bytes: int, look: Callable[[str], Awaitable[object]]
