@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
-from collections.abc import Coroutine
+import warnings
+from collections.abc import Coroutine, Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,6 +36,15 @@ def with_address(url: str, port: int | None = None, password: str | None = None)
     return urlunsplit(parts._replace(netloc=f"{credentials}{parts.hostname}:{port or parts.port}"))
 
 
+@pytest.fixture
+def leaks_of_clients() -> Iterator[None]:
+    """Collect in silence what a client leaked: kafka-python 3.0.12 leaves refused sockets to the collector."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 def closed_port() -> int:
     """A port where nothing listens."""
     with socket.socket() as probe:
@@ -59,6 +70,7 @@ def test_option_of_the_wrong_kind_is_refused(real_url: str) -> None:
         unistream.connect(f"{real_url}?connect_timeout=soon")
 
 
+@pytest.mark.usefixtures("leaks_of_clients")
 def test_dead_server_is_unavailable_and_names_the_address(real_url: str) -> None:
     """Where nothing listens, connecting fails at once with the address and no password."""
     port = closed_port()
@@ -73,6 +85,7 @@ def test_dead_server_is_unavailable_and_names_the_address(real_url: str) -> None
     run(work())
 
 
+@pytest.mark.usefixtures("leaks_of_clients")
 def test_silent_server_is_unavailable_within_the_timeout(real_url: str) -> None:
     """A server that accepts and never answers is given up after `connect_timeout`."""
 
@@ -116,7 +129,7 @@ def test_conflicting_topic_and_group_keep_the_old_settings(url: str, name: str) 
                 with pytest.raises(unistream.TopicConflictError, match="partitions is 2, not 3"):
                     await client.create_topic(name, partitions=3, ordering="key")
                 await client.group("g", name, lease=30).create()
-                with pytest.raises(unistream.GroupConflictError, match=r"lease is 30\.0, not 45\.0"):
+                with pytest.raises(unistream.GroupConflictError, match=r"lease is 30(\.0)?, not 45(\.0)?"):
                     await client.group("g", name, lease=45).create()
                 [spec] = [spec for spec in await client.topics() if spec.name == name]
                 assert spec.partitions == 2
