@@ -76,6 +76,7 @@ class Case:
         facilities: What the case needs of the world: `socket`, `process`, `password`, `proxy`, `hook:restart`, …
         sometimes: Counters that must not be zero, or the case has shown nothing.
         limit: Seconds after which it is cut off and fails.
+        alone: Needs real time and the process to itself: it uses threads, forks, or measures what the process costs.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Case:
     facilities: frozenset[str] = frozenset()
     sometimes: tuple[str, ...] = ()
     limit: float = 60.0
+    alone: bool = False
 
     @property
     def group(self) -> str:
@@ -161,13 +163,15 @@ def case(
     facilities: Iterable[str] = (),
     sometimes: tuple[str, ...] = (),
     limit: float = 60.0,
+    alone: bool = False,
     registry: Registry = CASES,
 ) -> Callable[[Body], Body]:
     """Enter a case into the registry; the first line of its docstring is the promise that reports show."""
 
     def enter(body: Body) -> Body:
         sentence = (body.__doc__ or "").strip().partition("\n")[0]
-        registry.add(Case(case_id, rules, level, tier, sentence, body, frozenset(facilities), tuple(sometimes), limit))
+        needs = frozenset(facilities)
+        registry.add(Case(case_id, rules, level, tier, sentence, body, needs, tuple(sometimes), limit, alone))
         return body
 
     return enter
