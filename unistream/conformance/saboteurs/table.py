@@ -38,11 +38,21 @@ class Saboteur:
 SABOTEURS: dict[str, Saboteur] = {}
 
 
-def saboteur(name: str, *rules: str, by: tuple[str, ...] = (), needs: tuple[str, ...] = ()) -> Callable[[Layer], Layer]:
-    """Enter a layer of a driver, producer or consumer into the list; its docstring's first line says what it does."""
+def saboteur(
+    name: str,
+    *rules: str,
+    by: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
+    driver: type[DriverLayer] = DriverLayer,
+) -> Callable[[Layer], Layer]:
+    """
+    Enter a layer of a driver, producer or consumer into the list; its docstring's first line says what it does.
+
+    A layer of a producer or consumer gets a `driver` layer to stand on.
+    """
 
     def enter(layer: Layer) -> Layer:
-        _add(Saboteur(name, rules, _sentence(layer), _driver_layer(layer), by=by, needs=needs))
+        _add(Saboteur(name, rules, _sentence(layer), _driver_layer(layer, driver), by=by, needs=needs))
         return layer
 
     return enter
@@ -71,9 +81,9 @@ def _sentence(documented: object) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
-def _driver_layer(layer: Layer) -> type[DriverLayer]:
+def _driver_layer(layer: Layer, driver: type[DriverLayer]) -> type[DriverLayer]:
     if issubclass(layer, ProducerLayer):
-        return type(f"{layer.__name__}Driver", (DriverLayer,), {"producer_layer": layer})
+        return type(f"{layer.__name__}Driver", (driver,), {"producer_layer": layer})
     if issubclass(layer, ConsumerLayer):
-        return type(f"{layer.__name__}Driver", (DriverLayer,), {"consumer_layer": layer})
+        return type(f"{layer.__name__}Driver", (driver,), {"consumer_layer": layer})
     return layer

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve, start
 from unistream.driver.contract import ConsumerDriver, Driver
 from unistream.driver.types import (
+    Disconnected,
+    Event,
     GroupSpec,
     PublishOutcome,
     RawDelivery,
@@ -17,6 +19,7 @@ from unistream.driver.types import (
     RawReceipt,
     Settlement,
     SettleOutcome,
+    Target,
 )
 from unistream.errors import BrokerUnavailableError, LeaseLostError, NotPublishedError, PublishUnknownError
 
@@ -159,28 +162,45 @@ class HidesCause(DriverLayer):
 # Consumers
 
 
+class _Noticing(DriverLayer):
+    """Counts the connections that it hears were lost."""
+
+    def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:
+        self.lost = 0
+
+        def heard(event: Event) -> None:
+            self.lost += isinstance(event, Disconnected)
+            emit(event)
+
+        super().__init__(target, heard)
+
+
 class _Bitten(ConsumerLayer):
-    """Behaves until its connection has failed once."""
+    """Behaves until its connection has failed."""
 
     def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
         super().__init__(inner, driver, group, max_in_flight)
-        self.bitten = False
+        self._forgiven = 0
 
-    async def fetch(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Receive, and notice a failed connection."""
-        try:
-            return await resolve(self.inner.receive(limit, timeout))
-        except BrokerUnavailableError:
-            self.bitten = True
-            raise
+    @property
+    def bitten(self) -> bool:
+        """Whether a connection was lost since `forgive`."""
+        assert isinstance(self.driver, _Noticing)
+        return self.driver.lost > self._forgiven
+
+    def forgive(self) -> None:
+        """Behave again until the next one."""
+        assert isinstance(self.driver, _Noticing)
+        self._forgiven = self.driver.lost
 
 
 @saboteur(
     "no-reconnect-consumer",
     "END-3",
     "GRP-4",
-    by=("net.half-open", "net.flap", "net.ack-path-lost", "net.isolate-one-member", "dur.consumer-rides-through"),
+    by=("net.half-open", "net.flap", "net.ack-path-lost", "dur.consumer-rides-through"),
     needs=WIRE,
+    driver=_Noticing,
 )
 class NoReconnectConsumer(_Bitten):
     """Stays a member without work once its connection was lost."""
@@ -190,7 +210,7 @@ class NoReconnectConsumer(_Bitten):
         if self.bitten:
             await asyncio.sleep(timeout)
             return []
-        return await self.fetch(limit, timeout)
+        return await resolve(self.inner.receive(limit, timeout))
 
 
 @saboteur("busy-reconnect", "END-3", by=("net.reconnect-backoff",), needs=WIRE)
@@ -210,15 +230,15 @@ class BusyReconnect(ConsumerLayer):
                 await asyncio.sleep(0.01)
 
 
-@saboteur("truncate-on-cut", "GRP-1", by=("net.cut-mid-delivery",), needs=WIRE)
+@saboteur("truncate-on-cut", "GRP-1", by=("net.cut-mid-delivery",), needs=WIRE, driver=_Noticing)
 class TruncateOnCut(_Bitten):
     """Hands on half of the first large body after its connection was lost."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """Cut a body in half."""
-        batch = await self.fetch(limit, timeout)
+        batch = await resolve(self.inner.receive(limit, timeout))
         if self.bitten and batch and len(batch[0].message.value) > 10_000:
-            self.bitten = False
+            self.forgive()
             message = batch[0].message
             batch[0] = batch[0]._replace(message=message._replace(value=message.value[: len(message.value) // 2]))
         return batch
@@ -257,7 +277,7 @@ class ConfirmEarly(ConsumerLayer):
         return [None for _ in kept]
 
 
-@saboteur("forget-loans", "DEL-7", by=("ack.after-reconnect",), needs=WIRE)
+@saboteur("forget-loans", "DEL-7", by=("ack.after-reconnect",), needs=WIRE, driver=_Noticing)
 class ForgetLoans(_Bitten):
     """Forgets what it holds when its connection is lost, although the broker does not."""
 
@@ -266,17 +286,20 @@ class ForgetLoans(_Bitten):
         self._known: set[object] = set()
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Remember what is lent, until the connection fails."""
-        try:
-            batch = await self.fetch(limit, timeout)
-        except BrokerUnavailableError:
-            self._known.clear()
-            raise
+        """Remember what is lent, until a connection fails."""
+        batch = await resolve(self.inner.receive(limit, timeout))
+        self._forget()
         self._known |= {each.token for each in batch}
         return batch
 
+    def _forget(self) -> None:
+        if self.bitten:
+            self._known.clear()
+            self.forgive()
+
     async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
         """Refuse what was forgotten."""
+        self._forget()
         known = [each for each in batch if each.token in self._known]
         answers = iter(await resolve(self.inner.settle(known)) if known else [])
         return [
@@ -284,19 +307,19 @@ class ForgetLoans(_Bitten):
         ]
 
 
-@saboteur("silent-gap", "GRP-5", by=("net.ephemeral-gap",), needs=WIRE)
+@saboteur("silent-gap", "GRP-5", by=("net.ephemeral-gap",), needs=WIRE, driver=_Noticing)
 class SilentGap(_Bitten):
     """Skips what an ephemeral group missed while its connection was down, and tells nobody."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """Throw away the first batches after a lost connection, for a moment."""
         if not self.bitten or not self.group.ephemeral:
-            return await self.fetch(limit, timeout)
+            return await resolve(self.inner.receive(limit, timeout))
         loop = asyncio.get_running_loop()
         ends = loop.time() + HASTE
         while loop.time() < ends:
-            await self.fetch(limit, HASTE / 3)
-        self.bitten = False
+            await resolve(self.inner.receive(limit, HASTE / 3))
+        self.forgive()
         return []
 
 
