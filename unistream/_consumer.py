@@ -139,18 +139,19 @@ class Consumer(Intake):
             raise ValueError(f"receive_many(max={max}): ask for 1 or more")
         delivery = self._next() or await self._wait(timeout)
         batch: list[Delivery] = []
+        while delivery is not None:
+            batch.append(delivery)
+            self._pop_many(batch, max)
+            # Once there is something, nothing that happens meanwhile is raised: it would be lost.
+            over = len(batch) == max or self._closed or self._error is not None
+            delivery = None if over else self._next()
         frame = sys._getframe(1)
         code, line = frame.f_code, frame.f_lineno
         redelivered = 0
-        while delivery is not None:
+        for delivery in batch:
             delivery._code = code
             delivery._line = line
-            redelivered += delivery._raw.attempt > 1
-            batch.append(delivery)
-            if len(batch) == max:
-                break
-            # Once there is something, nothing that happens meanwhile is raised: it would be lost.
-            delivery = self._pop() or (None if self._closed or self._error is not None else self._next())
+            redelivered += delivery._raw[4] > 1
         self.stats.delivered += len(batch)
         self.stats.redelivered += redelivered
         return batch

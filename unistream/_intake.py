@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, cast
 
 from unistream._delivery import Delivery
@@ -27,6 +29,9 @@ __all__ = ["POLL_SECONDS", "Intake"]
 
 POLL_SECONDS = 5.0
 """The longest that one fetch waits at the broker; shorter for short leases, since a lease counts from the request."""
+
+_TOKEN = itemgetter(RawDelivery._fields.index("token"))
+_ATTEMPT = itemgetter(RawDelivery._fields.index("attempt"))
 
 _log = logging.getLogger("unistream.consumer")
 
@@ -80,6 +85,24 @@ class Intake(Loans):
                 return buffer.popleft()
             buffer.popleft()
         return None
+
+    def _pop_many(self, batch: list[Delivery], most: int) -> None:
+        """Add to `batch` what is at hand, up to `most` in all: `_pop` for many."""
+        buffer, held, out = self._buffer, self._held, self._out
+        total, most_bytes = self._bytes_out, self._max_bytes
+        while buffer and len(batch) < most:
+            delivery = buffer[0]
+            raw = delivery._raw
+            token = raw[1]
+            if token in held:
+                size = len(raw[0][1])
+                if total and total + size > most_bytes:
+                    break
+                total += size
+                out[token] = size
+                batch.append(delivery)
+            buffer.popleft()
+        self._bytes_out = total
 
     async def _wait(self, timeout: float | None) -> Delivery | None:
         waiter: asyncio.Future[Delivery | None] = self._loop.create_future()
@@ -202,17 +225,19 @@ class Intake(Loans):
         if not raws:
             return
         lease = self._leases.grant(started, len(raws))
+        self._held.update(zip(map(_TOKEN, raws), repeat(lease), strict=False))
+        deliveries = map(Delivery, repeat(cast("Consumer", self)), raws, repeat(lease))
         limit = self._group.retry.max_attempts
-        held, buffer = self._held, self._buffer
-        for raw in raws:
-            held[raw.token] = lease
-            delivery = Delivery(cast("Consumer", self), raw, lease)
-            if raw.suspect:
-                self._suspect = raw.token
-            if limit is not None and raw.attempt > limit:
-                self._dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
-            else:
-                buffer.append(delivery)
+        if raws[0].suspect:
+            self._suspect = raws[0].token
+        if limit is None or max(map(_ATTEMPT, raws)) <= limit:
+            self._buffer.extend(deliveries)
+        else:
+            for delivery in deliveries:
+                if delivery.attempt <= limit:
+                    self._buffer.append(delivery)
+                else:
+                    self._dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
         self._settler.watch(self._leases.wake_at(lease))
         self._watchdog.wake()
         if self._waiting:
