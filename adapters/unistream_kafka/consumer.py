@@ -121,6 +121,8 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._held: set[int] = set()
         self._loans: dict[int, tuple[Progress, Any]] = {}
         self._unsure: dict[int, Progress] = {}
+        # Of an ephemeral group that must begin again: where it stood.
+        self._starts = list(setting.starts)
         self._serial = 0
         self._marking: list[_Item] = []
         self._ready: deque[_Item] = deque()
@@ -132,6 +134,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._waiters: list[asyncio.Future[BaseException | None]] = []
         self._next_commit: asyncio.TimerHandle | None = None
         self._committed_at = 0.0
+        self._retry_at = 0.0
         self._fetching = False
         self._buffer = min(MOST_FETCH, max(LEAST_FETCH, 4 * setting.max_in_flight))
         self._leaving: set[int] = set()
@@ -157,8 +160,9 @@ class KafkaConsumerDriver(ConsumerDriver):
             self._crossing,
             topic=setting.group.topic,
             group=setting.identity,
-            starts=setting.starts,
+            starts=self._starts,
             session=setting.session,
+            patience=max(setting.group.lease, setting.session),
         )
 
     async def join(self) -> None:
@@ -170,8 +174,10 @@ class KafkaConsumerDriver(ConsumerDriver):
                 await self._joining
         except TimeoutError as error:
             await asyncio.shield(self._leave())
-            raise BrokerUnavailableError(f"join {self._name}: no answer in time", driver="kafka") from error
-        except BaseException:
+            self._failure = BrokerUnavailableError(f"join {self._name}: no answer in time", driver="kafka")
+            raise self._failure from error
+        except BaseException as error:
+            self._failure = self._failure or error
             await asyncio.shield(self._leave())
             raise
         if self._watch is None:
@@ -203,6 +209,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         if self._next_commit is not None:
             self._next_commit.cancel()
         self._drop(list(self._parts), "the consumer was closed")
+        _answer(self._waiters, self._lost_loan())
 
     # Receiving
 
@@ -410,27 +417,26 @@ class KafkaConsumerDriver(ConsumerDriver):
     # Commits
 
     def _flush(self) -> None:
-        if self._flight is not None or (self._next_commit is not None and not self._marking):
+        if self._flight is not None or not (self._marking or self._waiters):
             return
-        if not self._marking and not self._waiters:
-            return
-        wait = self._committed_at + COMMIT_GAP - self._loop.time()
-        if wait > 0 and not self._marking:
-            self._next_commit = self._loop.call_later(wait, self._due)
-        else:
+        now = self._loop.time()
+        wait = max(self._retry_at - now, 0.0 if self._marking else self._committed_at + COMMIT_GAP - now)
+        if wait <= 0:
             self._commit()
+        elif self._next_commit is None:
+            self._next_commit = self._loop.call_later(wait, self._due)
 
     def _due(self) -> None:
         self._next_commit = None
         self._pump()
 
-    def _commit(self, partitions: Iterable[Progress] | None = None) -> None:
+    def _commit(self) -> None:
         """Send what changed; nothing else is under way."""
         if self._next_commit is not None:
             self._next_commit.cancel()
             self._next_commit = None
         self._committed_at = self._loop.time()
-        chosen = [progress for progress in partitions or self._parts.values() if progress.dirty]
+        chosen = [progress for progress in self._parts.values() if progress.dirty]
         offsets = {}
         for progress in chosen:
             progress.dirty = False
@@ -485,9 +491,7 @@ class KafkaConsumerDriver(ConsumerDriver):
             _answer(flight.waiters, made if isinstance(made, BrokerUnavailableError) else self._lost_loan())
 
     def _later(self) -> None:
-        self._committed_at = self._loop.time()
-        if self._next_commit is None:
-            self._next_commit = self._loop.call_later(RETRY_SECONDS, self._due)
+        self._retry_at = self._loop.time() + RETRY_SECONDS
 
     async def _last_commit(self, partitions: list[Progress]) -> None:
         """Store what is known of partitions that this member gives up; within a few seconds or not at all."""
@@ -501,7 +505,7 @@ class KafkaConsumerDriver(ConsumerDriver):
                 if any(progress.dirty for progress in partitions) and self._setting.identity is not None:
                     waiter: asyncio.Future[BaseException | None] = self._loop.create_future()
                     self._waiters.append(waiter)
-                    self._commit(partitions)
+                    self._commit()
                     await waiter
         except TimeoutError:
             # The next owner goes on from the commit before: messages may come again.
@@ -619,6 +623,9 @@ class KafkaConsumerDriver(ConsumerDriver):
         made = translated(error, f"member of {self._name}", self._setting.group.topic)
         self._failure = made
         self._drop(list(self._parts), str(made))
+        flight, self._flight = self._flight, None
+        _answer([*(flight.waiters if flight is not None else ()), *self._waiters], self._lost_loan())
+        self._waiters = []
         if not self._joining.done():
             self._joining.set_exception(made)
         if isinstance(made, AccessError):
@@ -663,8 +670,11 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._lose(places, reason)
         self._ready = deque(item for item in self._ready if item.progress.partition not in places)
         self._marking = [item for item in self._marking if item.progress.partition not in places]
-        for at in places:
-            self._parts.pop(at, None)
+        for at in places & self._parts.keys():
+            gone = self._parts.pop(at)
+            if self._setting.identity is None:
+                self._starts[at] = gone.frontier.frontier
+        self._unsure = {token: one for token, one in self._unsure.items() if one.partition not in places}
         self._held -= places
 
     def _fail(self, error: UnistreamError) -> None:

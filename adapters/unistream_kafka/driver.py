@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -11,7 +12,7 @@ from kafka.admin import KafkaAdminClient
 from unistream.driver.contract import ConsumerDriver, Driver, ProducerDriver
 from unistream.driver.owner_thread import OwnerThread
 from unistream.driver.types import Event, GroupSpec, Lag, Member, Option, StartAt, Target, Token, TopicSpec
-from unistream.errors import BrokerUnavailableError, ConfigError
+from unistream.errors import BrokerUnavailableError, ClosedError, ConfigError
 from unistream_kafka.client import Place, Secret
 from unistream_kafka.consumer import KafkaConsumerDriver, Setting
 from unistream_kafka.control import Control
@@ -110,7 +111,13 @@ class KafkaDriver(Driver):
 
     async def ping(self) -> None:
         """See `Driver.ping`."""
-        await self._do(f"ping {self.target}", lambda control: control.admin().describe_cluster())
+        patience = self._place.connect_timeout
+        try:
+            async with asyncio.timeout(patience):
+                await self._do(f"ping {self.target}", lambda control: control.admin().describe_cluster())
+        except TimeoutError as error:
+            late = f"ping {self.target}: no answer within {patience:g} s"
+            raise BrokerUnavailableError(late, driver="kafka") from error
 
     @property
     def native(self) -> KafkaAdminClient | None:
@@ -119,7 +126,7 @@ class KafkaDriver(Driver):
 
     async def _do(self, what: str, work: Callable[[Control], T], topic: str | None = None) -> T:
         if self._owner is None:
-            raise BrokerUnavailableError(f"{what}: the driver is closed", driver="kafka")
+            raise ClosedError(f"{what}: the driver is closed", driver="kafka")
         with translate(what, topic):
             return await self._owner.call(lambda: self._control.run(work))
 

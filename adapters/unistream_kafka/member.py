@@ -15,7 +15,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 
@@ -30,6 +30,7 @@ _POLL_MS = 250
 _LOST_CONTACT = 0.8
 """Of the session, without a heartbeat, after which this side takes its membership for lost: before the broker does."""
 _LEAVE_MS = 3000
+_ASK_SECONDS = 0.5
 _ALONE_SECONDS = 0.5
 """Without any connection before the way to the cluster counts as lost: the client opens and closes some on its way."""
 
@@ -83,9 +84,12 @@ class Member:
         group: Kafka's name of the group; `None`: ephemeral, all partitions, nothing is stored.
         starts: Of an ephemeral member: where each partition begins.
         session: Seconds without a heartbeat after which the broker puts a member out.
+        patience: Seconds for which the event loop may be blocked. Beyond them the member leaves the group: its
+            heartbeats, in a thread of their own, would keep messages from others that nobody here works on.
 
     Attributes:
         blocked: Partitions that are not fetched from, set by the other half.
+        mute: Whether the other half is not waited for any more.
     """
 
     def __init__(
@@ -98,8 +102,10 @@ class Member:
         group: str | None,
         starts: Sequence[int],
         session: float,
+        patience: float,
     ) -> None:
         self.blocked: frozenset[int] = frozenset()
+        self.mute = False
         self._place = place
         self._half = half
         self._crossing = crossing
@@ -107,6 +113,8 @@ class Member:
         self._group = group
         self._starts = starts
         self._session = session
+        self._patience = patience
+        self._asked = self._answered = time.monotonic()
         self._client: KafkaConsumer | None = None
         self._bell = threading.Condition()
         self._wanted = 0
@@ -147,7 +155,7 @@ class Member:
         """
         client = self._client
         if client is None:
-            done(KafkaError("the member has ended"))
+            done(KafkaConnectionError("the member has ended"))
             return
         wanted = {
             TopicPartition(self._topic, at): OffsetAndMetadata(cursor, text, -1)
@@ -218,6 +226,7 @@ class Member:
         if self._leaving:
             return
         self._watch(client)
+        self._ask()
         self._pause(client, everything=not wanted)
         idle = not wanted or self._down
         try:
@@ -278,6 +287,20 @@ class Member:
             self._contact = False
             self._crossing.put(self._half.lost, None, f"no heartbeat was answered for {silent:.1f} s")
 
+    def _ask(self) -> None:
+        """Notice that the event loop is blocked."""
+        now = time.monotonic()
+        if self._answered >= self._asked:
+            if now - self._asked > _ASK_SECONDS:
+                self._asked = now
+                self._crossing.put(self._answer)
+        elif now - self._asked > self._patience:
+            self.mute = True
+            raise KafkaError(f"the event loop did not run for {now - self._asked:.0f} s; handlers must not block it")
+
+    def _answer(self) -> None:
+        self._answered = time.monotonic()
+
     def _trimmed(self, client: KafkaConsumer, error: OffsetOutOfRangeError) -> None:
         for partition, wanted in error.args[0].items():
             patience = int(self._place.connect_timeout * 1000)
@@ -321,7 +344,11 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         def go_on() -> None:
             manager.call_soon(lambda: done.is_done or done.success(None))
 
-        if revoked and member._crossing.put(member._half.revoked, [at.partition for at in revoked], go_on):
+        if (
+            revoked
+            and not member.mute
+            and member._crossing.put(member._half.revoked, [at.partition for at in revoked], go_on)
+        ):
             await done
 
     async def on_partitions_lost(self, lost: Any) -> None:

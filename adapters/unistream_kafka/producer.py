@@ -252,6 +252,10 @@ class KafkaProducerDriver(ProducerDriver):
     def _ready(self) -> KafkaProducer:
         """The client, connected; one attempt to connect if it is not."""
         client = self._client
+        if client is not None and client._transaction_manager.has_fatal_error():
+            # It refuses everything from then on.
+            self._drop()
+            client = None
         if client is None:
             patience = int(self._place.connect_timeout * 1000)
             client = connect(

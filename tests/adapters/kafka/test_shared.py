@@ -10,7 +10,7 @@ import pytest
 from tests.adapters.kafka.support import LIMIT, end, ids, opened, quiet, receive, run, settle, take, url
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import GroupSpec, RawDelivery, Verb
-from unistream.errors import ClosedError, GroupMissingError, LeaseLostError, TopicMissingError
+from unistream.errors import BrokerUnavailableError, ClosedError, GroupMissingError, LeaseLostError, TopicMissingError
 
 pytestmark = pytest.mark.kafka
 
@@ -474,5 +474,30 @@ def test_members_that_are_more_than_partitions_wait_for_their_turn() -> None:
 
             assert ids(await take(other, 1)) == ["1"]
             await other.close()
+
+    run(test)
+
+
+def test_a_blocked_event_loop_leaves_the_group() -> None:
+    """A member whose loop is blocked beyond lease and session hands its partition over, and comes back by itself."""
+
+    async def test() -> None:
+        async with opened(url() + "?session_timeout=2") as here:
+            await here.topic()
+            group = await here.group(lease=1.0)
+            consumer = await here.join(group)
+            await here.publish(1)
+            (delivery,) = await take(consumer, 1)
+            time.sleep(4.0)  # noqa: ASYNC251 - what is tested
+            with pytest.raises(BrokerUnavailableError):
+                await settle(consumer, [delivery])
+            (refused,) = await settle(consumer, [delivery])
+
+            assert isinstance(refused, LeaseLostError)
+            async with asyncio.timeout(LIMIT):
+                (again,) = await take(consumer, 1)
+            assert (again.message.id, again.attempt) == ("0", 2)
+            await end(consumer, [again])
+            await consumer.close()
 
     run(test)
