@@ -35,7 +35,7 @@ from unistream_nats.link import Link
 from unistream_nats.loans import Loan, Loans
 from unistream_nats.names import stream_name, who_subject
 from unistream_nats.notes import Notes
-from unistream_nats.upkeep import look_after
+from unistream_nats.upkeep import Upkeep
 from unistream_nats.wire import Gone, Wire
 
 __all__ = ["NatsConsumer", "Setting"]
@@ -57,13 +57,20 @@ _HELD_FOR = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Where a member works, and for whom. `create` makes the group's consumers; used by ephemeral groups."""
+    """
+    Where a member works, and for whom.
+
+    Attributes:
+        keep: Seconds that settled messages stay.
+        create: Makes the group's consumers; used by ephemeral groups.
+    """
 
     link: Link
     notes: Notes
     group: GroupSpec
     topic: TopicSpec
     lanes: Mapping[str, str | None]
+    keep: float
     emit: Callable[[Event], None]
     lost: Callable[[Collection[Token], str], None]
     create: Callable[[], Awaitable[None]]
@@ -99,6 +106,7 @@ class NatsConsumer(ConsumerDriver):
             )
             for at, name in enumerate(setting.lanes)
         ]
+        self._upkeep = Upkeep(setting.link, self._stream, setting.keep)
         self._name = f"m-{secrets.token_hex(8)}"
         self._wire: Wire | None = None
         self._who = 0
@@ -116,7 +124,7 @@ class NatsConsumer(ConsumerDriver):
         """Become a member."""
         with translate(f"join group {self._group.name!r} of topic {self._topic.name!r}", self._topic.name):
             await self._attach()
-            await look_after(self._link, self._stream, self._lanes)
+            await self._upkeep.look(self._lanes)
             if any(lane.gone for lane in self._lanes):
                 raise await self._missing()
             await self._link.flush()
@@ -327,9 +335,9 @@ class NatsConsumer(ConsumerDriver):
             for lane in self._lanes:
                 lane.attach(self._wire)
 
-    async def _look(self) -> None:
+    async def _look(self, now: float | None = None) -> None:
         try:
-            await look_after(self._link, self._stream, self._lanes)
+            await self._upkeep.look(self._lanes, now)
         except NoResponder as error:
             raise Gone(f"JetStream does not answer: {error}") from error
 
@@ -379,7 +387,7 @@ class NatsConsumer(ConsumerDriver):
                         upkeep_at = self._loop.time() + _UPKEEP_EVERY
                         if self._group.ephemeral:
                             self._show_life()
-                        await self._look()
+                        await self._look(self._loop.time())
             except UnistreamError:
                 # Nothing depends on this one time, and the next `receive` meets the same error and raises it.
                 continue

@@ -47,6 +47,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _some_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 86400 * 365:
+        raise ValueError("give a number of seconds, 0 or more")
+    return value
+
+
 def _replicas(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 5:
@@ -70,6 +77,7 @@ class NatsDriver(Driver):
         "connect_timeout": Option(_seconds, 5.0, "Seconds for one attempt to connect, and for ping."),
         "dead_peer_after": Option(_seconds, 10.0, "Seconds without an answer after which a connection counts as dead."),
         "replicas": Option(_replicas, 1, "Servers of a cluster that hold each topic that is made here."),
+        "keep_settled": Option(_some_seconds, 30.0, "Seconds that settled messages stay, for groups that seek back."),
         "domain": Option(str, None, "JetStream domain."),
         "ca_file": Option(str, None, "tls: file of the certificates to trust, instead of the system's."),
         "cert_file": Option(str, None, "tls: file of the client's certificate."),
@@ -390,6 +398,7 @@ class NatsDriver(Driver):
                 group=group,
                 topic=topic,
                 lanes=lane_filters(group, topic),
+                keep=self.target.options["keep_settled"],
                 emit=self.emit,
                 lost=lost,
                 create=create,

@@ -7,13 +7,17 @@ reserved ones; `Nats-Msg-Id` is what the stream deduplicates by. The server's cl
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import quote, quote_from_bytes
 
 from unistream.driver.envelope import Envelope, text_fits
 from unistream.driver.types import RawMessage
 from unistream.message import HeaderPairs
 
-__all__ = ["OVERHEAD", "headers_of", "message_of", "payload_size"]
+__all__ = ["MOST_HEADERS", "OVERHEAD", "message_of", "payload_size", "written"]
+
+MOST_HEADERS = 65535
+"""Bytes that JetStream takes of headers, whatever its settings (error 10097 beyond)."""
 
 OVERHEAD = 1024
 """Bytes that are set aside for reserved headers: a message of `max_payload` less these bytes always fits, if it has
@@ -23,6 +27,8 @@ _PLAIN = re.compile(r"[!-~]+")
 _HEAD = b"NATS/1.0\r\nNats-Msg-Id: %b\r\nunistream-id: %b\r\nunistream-v: 1\r\n\r\n"
 _HEAD_KEY = b"NATS/1.0\r\nNats-Msg-Id: %b\r\nunistream-id: %b\r\nunistream-v: 1\r\nunistream-key: %b\r\n\r\n"
 _MESSAGE_ID = "nats-msg-id"
+_IN_BODY = "unistream-headers-bytes"
+_BLOB = "unistream-headers"
 
 
 def _fits(headers: HeaderPairs) -> bool:
@@ -31,10 +37,16 @@ def _fits(headers: HeaderPairs) -> bool:
 
 
 _ENVELOPE = Envelope(time=True, fits=_fits, text=True)
+_PACKING = Envelope(time=True, fits=lambda headers: False, text=True)
 
 
-def headers_of(message: RawMessage) -> bytes:
-    """The block of headers of a message."""
+def written(message: RawMessage) -> tuple[bytes, bytes]:
+    """
+    The block of headers of a message, and its payload.
+
+    The payload is the body; only where the headers are more than JetStream takes they are in front of it, packed, and
+    a header says how many bytes they are.
+    """
     identity = message.id
     dedupe = message.dedupe or identity
     # The server trims the value before it compares.
@@ -42,10 +54,20 @@ def headers_of(message: RawMessage) -> bytes:
     key = message.key
     if not message.headers:
         if key is None:
-            return _HEAD % (same, identity.encode())
-        return _HEAD_KEY % (same, identity.encode(), quote_from_bytes(key).encode())
+            return _HEAD % (same, identity.encode()), message.value
+        return _HEAD_KEY % (same, identity.encode(), quote_from_bytes(key).encode()), message.value
+    head = _block(same, _ENVELOPE.wrap(message, 0))
+    if len(head) <= MOST_HEADERS:
+        return head, message.value
+    pairs = dict(_PACKING.wrap(message, 0))
+    blob = pairs.pop(_BLOB)
+    pairs[_IN_BODY] = b"%d" % len(blob)
+    return _block(same, pairs.items()), blob + message.value
+
+
+def _block(same: bytes, pairs: Iterable[tuple[str, bytes]]) -> bytes:
     lines = [b"NATS/1.0\r\nNats-Msg-Id: ", same, b"\r\n"]
-    for name, value in _ENVELOPE.wrap(message, 0):
+    for name, value in pairs:
         lines += (name.encode(), b": ", value, b"\r\n")
     lines.append(b"\r\n")
     return b"".join(lines)
@@ -81,5 +103,9 @@ def message_of(head: bytes, body: bytes, partition: int) -> RawMessage:
         if len(pairs) == 3 and pairs[2][0] == "unistream-v":
             return RawMessage(pairs[1][1].decode("ascii", "replace"), body, None, (), partition)
         pairs = [pair for pair in pairs if pair[0].lower() != _MESSAGE_ID]
+        before = next((value for name, value in pairs if name == _IN_BODY), b"0")
+        if before.isdigit() and 0 < int(before) <= len(body):
+            pairs.append((_BLOB, body[: int(before)]))
+            body = body[int(before) :]
     identity, key, headers, _ = _ENVELOPE.unwrap(pairs)
     return RawMessage(identity, body, key, headers, partition)

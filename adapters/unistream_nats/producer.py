@@ -17,7 +17,7 @@ from unistream.errors import (
     TopicMissingError,
     UnistreamError,
 )
-from unistream_nats.entries import OVERHEAD, headers_of, payload_size
+from unistream_nats.entries import MOST_HEADERS, OVERHEAD, payload_size, written
 from unistream_nats.errors import ApiError, refusal, translate
 from unistream_nats.link import Link
 from unistream_nats.names import FREE, stream_name, subject_of
@@ -92,7 +92,7 @@ class NatsProducer(ProducerDriver):
         closed: Called once when it is closed.
     """
 
-    pipeline = 4
+    pipeline = 2
 
     def __init__(self, link: Link, topic: TopicSpec, closed: Callable[[NatsProducer], None]) -> None:
         self._link = link
@@ -155,12 +155,13 @@ class NatsProducer(ProducerDriver):
         subjects: list[str] = []
         parts: list[tuple[bytes, bytes]] = []
         for at, message in enumerate(batch):
-            head = headers_of(message)
-            if len(head) + len(message.value) > most or payload_size(message) > most - OVERHEAD:
+            head, body = written(message)
+            size = len(head) + len(body)
+            if size > most or len(head) > MOST_HEADERS or payload_size(message) > most - OVERHEAD:
                 outcomes[at] = self._too_large(message, len(head), most)
                 continue
             places.append(at)
-            parts.append((head, message.value))
+            parts.append((head, body))
             subject = self._subjects[message.partition]
             subjects.append(f"{subject}.{FREE}" if self._ordered and message.key is None else subject)
         if not places:
@@ -203,8 +204,9 @@ class NatsProducer(ProducerDriver):
 
     def _too_large(self, message: RawMessage, head: int, most: int) -> TooLargeError:
         return TooLargeError(
-            f"publish to {self._topic.name!r}: {len(message.value)} bytes and {head} bytes of headers, and this server "
-            f"takes {most} for both (max_payload), of which {OVERHEAD} are set aside",
+            f"publish to {self._topic.name!r}: {len(message.value)} bytes, and {head} bytes of key and headers as they are "
+            f"written; this server takes {most} for all (max_payload), of which {OVERHEAD} are set aside, and "
+            f"{MOST_HEADERS} for the key",
             driver="nats",
             topic=self._topic.name,
         )

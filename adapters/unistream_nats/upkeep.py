@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,11 @@ from unistream_nats.lane import Lane
 from unistream_nats.link import Link
 from unistream_nats.registry import is_ours, topic_spec
 
-__all__ = ["consumers_of", "look_after"]
+__all__ = ["Upkeep", "consumers_of"]
+
+_MANY = 100_000
+_MANY_BYTES = 256 * 1024 * 1024
+"""Settled messages, or bytes of the whole topic, beyond which they are removed at once and whatever waits."""
 
 
 async def consumers_of(link: Link, stream: str) -> list[dict[str, Any]]:
@@ -23,34 +28,74 @@ async def consumers_of(link: Link, stream: str) -> list[dict[str, Any]]:
             return found
 
 
-async def look_after(link: Link, stream: str, lanes: Sequence[Lane]) -> None:
+class Upkeep:
     """
-    Look at a stream and its consumers once, tell the lanes, and purge what nobody needs any more.
+    Looks after one stream.
 
-    The stream is looked at first: what is in it by then and not pending for a consumer afterwards is settled by it.
+    Args:
+        link: The connection.
+        stream: Its name.
+        keep: Seconds that settled messages stay, so that a group can be moved back to them.
     """
-    try:
-        told = await link.api(f"STREAM.INFO.{stream}")
-    except ApiError as error:
-        if error.code != Code.STREAM_MISSING:
-            raise
+
+    def __init__(self, link: Link, stream: str, keep: float) -> None:
+        self._link = link
+        self._stream = stream
+        self._keep = keep
+        # When it was seen that everything up to a place was settled.
+        self._settled: deque[tuple[float, int]] = deque()
+
+    async def look(self, lanes: Sequence[Lane], now: float | None = None) -> None:
+        """
+        Look at the stream and its consumers once, and tell the lanes; with the time given, also purge.
+
+        The stream is looked at first: what is in it by then and not pending for a consumer afterwards is settled by it.
+        """
+        try:
+            told = await self._link.api(f"STREAM.INFO.{self._stream}")
+        except ApiError as error:
+            if error.code != Code.STREAM_MISSING:
+                raise
+            for lane in lanes:
+                lane.gone = True
+            return
+        consumers = await consumers_of(self._link, self._stream)
+        by_name = {consumer["name"]: consumer for consumer in consumers}
         for lane in lanes:
-            lane.gone = True
-        return
-    state = told["state"]
-    consumers = await consumers_of(link, stream)
-    by_name = {consumer["name"]: consumer for consumer in consumers}
-    for lane in lanes:
-        consumer = by_name.get(lane.name)
-        if consumer is None:
-            lane.gone = True
-        else:
-            delivered = consumer["delivered"]
-            lane.look(state["first_seq"], delivered["consumer_seq"], delivered["stream_seq"])
-    if _trims(told["config"]) and consumers:
+            consumer = by_name.get(lane.name)
+            if consumer is None:
+                lane.gone = True
+            else:
+                delivered = consumer["delivered"]
+                lane.look(told["state"]["first_seq"], delivered["consumer_seq"], delivered["stream_seq"])
+        if now is not None and consumers and _trims(told["config"]):
+            await self._trim(told["state"], consumers, now)
+
+    async def _trim(self, state: Mapping[str, Any], consumers: Sequence[Mapping[str, Any]], now: float) -> None:
+        """
+        Purge what was settled by every group some time ago.
+
+        Not while a message may wait to be lent again: a purge empties the server's queue of those, though what is in it
+        is not purged (`consumer.purge` in nats-server 2.9 and 2.15), and then they come when their leases end only.
+        Where a pull waits nothing does.
+        """
         floor = min(_floor(consumer, state["last_seq"]) for consumer in consumers)
-        if floor >= state["first_seq"] and state["messages"]:
-            await link.api(f"STREAM.PURGE.{stream}", {"seq": floor + 1})
+        settled = self._settled
+        # A group may have been moved back.
+        while settled and settled[-1][1] > floor:
+            settled.pop()
+        settled.append((now, floor))
+        first = state["first_seq"]
+        if not state["messages"] or floor < first:
+            return
+        if floor - first < _MANY and state["bytes"] < _MANY_BYTES:
+            while len(settled) > 1 and settled[1][0] <= now - self._keep:
+                settled.popleft()
+            since, floor = settled[0]
+            calm = all(not consumer["num_ack_pending"] or consumer["num_waiting"] for consumer in consumers)
+            if not calm or since > now - self._keep or floor < first:
+                return
+        await self._link.api(f"STREAM.PURGE.{self._stream}", {"seq": floor + 1})
 
 
 def _trims(config: Mapping[str, Any]) -> bool:
