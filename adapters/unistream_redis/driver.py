@@ -31,10 +31,13 @@ from unistream_redis.probe import Server, probe
 from unistream_redis.producer import RedisProducer
 from unistream_redis.registry import group_record, group_spec, place_of, topic_fields, topic_spec
 from unistream_redis.scripts import (
+    ALL,
     CREATE_GROUP,
     CREATE_TOPIC,
     DELETE_TOPIC,
     LAG,
+    PUBLISH,
+    RETAIN,
     SEEK,
 )
 from unistream_redis.shared import SharedConsumer
@@ -86,7 +89,7 @@ class RedisDriver(Driver):
     async def open(self) -> None:
         """See `Driver.open`."""
         self._place = self._find()
-        self._link = Link(self._place, f"{self.target} commands", self.emit)
+        self._link = Link(self._place, f"{self.target} commands", self.emit, ALL)
         try:
             with translate(f"open {self.target}"):
                 self._server, self.capabilities = await probe(self._link, self._place.dead_peer_after)
@@ -273,7 +276,8 @@ class RedisDriver(Driver):
     async def producer(self, topic: TopicSpec) -> ProducerDriver:
         """See `Driver.producer`."""
         await self.topic(topic.name)
-        link = Link(self._place, f"{self.target} producer of {topic.name}", self.emit)
+        scripts = (PUBLISH, RETAIN) if topic.max_backlog is not None or topic.retention else ()
+        link = Link(self._place, f"{self.target} producer of {topic.name}", self.emit, scripts)
         await link.wire()
         return RedisProducer(link, topic, self._server.most_bytes)
 

@@ -29,6 +29,7 @@ _LATER = frozenset(
     {
         "LOADING",
         "BUSY",
+        "NOSCRIPT",
         "READONLY",
         "MASTERDOWN",
         "CLUSTERDOWN",

@@ -35,12 +35,21 @@ class Place:
 
 
 class Link:
-    """One connection that is opened anew when it is found gone; callers that find it so share one attempt."""
+    """
+    One connection that is opened anew when it is found gone; callers that find it so share one attempt.
 
-    def __init__(self, place: Place, what: str, emit: Callable[[Event], None]) -> None:
+    Args:
+        place: Where to.
+        what: What it is for, in events.
+        emit: Takes events.
+        scripts: To be known to the server whenever the connection stands.
+    """
+
+    def __init__(self, place: Place, what: str, emit: Callable[[Event], None], scripts: Sequence[Script] = ()) -> None:
         self._place = place
         self._what = what
         self._emit = emit
+        self._scripts = scripts
         self._wire: Wire | None = None
         self._opening = asyncio.Lock()
         self._was_lost = False
@@ -128,6 +137,16 @@ class Link:
             if isinstance(reply, ResponseError):
                 raise reply
         self.client_id = replies[-1]
+        if not self._scripts:
+            return
+        ((*known,),) = await wire.request([pack(("SCRIPT", "EXISTS", *(one.sha for one in self._scripts)))], 1).future
+        missing = [one for one, there in zip(self._scripts, known, strict=True) if not there]
+        if missing:
+            for reply in await wire.request(
+                [pack(("SCRIPT", "LOAD", one.text)) for one in missing], len(missing)
+            ).future:
+                if isinstance(reply, ResponseError):
+                    raise reply
 
     def _lost(self, reason: str | None) -> None:
         if reason is not None:

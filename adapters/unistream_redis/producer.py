@@ -20,7 +20,7 @@ from unistream.errors import (
     UnistreamError,
 )
 from unistream_redis.entries import fields_of, size_of
-from unistream_redis.errors import refusal, translated, unavailable
+from unistream_redis.errors import code_of, refusal, translated, unavailable
 from unistream_redis.keys import TopicKeys
 from unistream_redis.link import Link
 from unistream_redis.registry import position_of
@@ -89,6 +89,10 @@ class RedisProducer(ProducerDriver):
         except RedisError as lost:
             error = lost
         else:
+            if any(isinstance(reply, ResponseError) and code_of(reply) == "NOSCRIPT" for reply in request.replies):
+                # Somebody flushed the scripts. A second try here would let later batches overtake; the next connection
+                # brings them along.
+                await self._link.close()
             return self._answers(batch, request.replies)
         known = self._answers(batch, request.replies[: len(batch)]) if request.replies else []
         unknown = [self._unknown(error, timeout) for _ in batch[len(known) :]]
@@ -117,8 +121,7 @@ class RedisProducer(ProducerDriver):
                 fields = fields_of(message)
                 arguments += (message.partition + 1 if self._ordered else 1, len(fields), *fields)
             keys = [*self._streams, *(keys.lost for keys in self._keys.streams)]
-            # The text of the script instead of its name: a second try would let later batches overtake.
-            payload = [pack(("EVAL", PUBLISH.text, len(keys), *keys, *arguments)), *self._retention()]
+            payload = [pack(("EVALSHA", PUBLISH.sha, len(keys), *keys, *arguments)), *self._retention()]
             return payload, len(payload)
         streams = self._streams
         if self._ordered:
@@ -144,7 +147,7 @@ class RedisProducer(ProducerDriver):
             int(_RETAIN_EVERY * 1000),
         )
         return [
-            pack(("EVAL", RETAIN.text, 3, keys.stream, keys.lost, keys.retained, *limits))
+            pack(("EVALSHA", RETAIN.sha, 3, keys.stream, keys.lost, keys.retained, *limits))
             for keys in self._keys.streams
         ]
 

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 __all__ = [
+    "ALL",
     "BALANCE",
     "CREATE_GROUP",
     "CREATE_TOPIC",
@@ -54,3 +55,21 @@ RETAIN = _load("retain")
 SEEK = _load("seek")
 SETTLE = _load("settle")
 TICK = _load("tick")
+
+ALL = (
+    BALANCE,
+    CREATE_GROUP,
+    CREATE_TOPIC,
+    DELETE_GROUP,
+    DELETE_TOPIC,
+    EXTEND,
+    GIVE_BACK,
+    JOIN,
+    LAG,
+    ORDERED,
+    PUBLISH,
+    RETAIN,
+    SEEK,
+    SETTLE,
+    TICK,
+)

@@ -401,3 +401,26 @@ def test_ordered_topics_bound_their_whole_backlog() -> None:
             await producer.close()
 
     run(test)
+
+
+def test_flushed_scripts_are_brought_back() -> None:
+    """After SCRIPT FLUSH a bounded topic refuses one batch as unsent, then goes on; settling does not notice."""
+
+    async def test() -> None:
+        async with opened() as here:
+            producer = await here.driver.producer(await here.topic(max_backlog=100))
+            consumer = await here.join(await here.group())
+            await publish(producer, 0, 1)
+            await here.redis.script_flush()
+            with pytest.raises(BrokerUnavailableError):
+                await publish(producer, 1, 1)
+            await publish(producer, 1, 1)
+            deliveries = await take(consumer, 2)
+            await here.redis.script_flush()
+            await end(consumer, deliveries)
+
+            assert ids(deliveries) == ["0", "1"]
+            await consumer.close()
+            await producer.close()
+
+    run(test)
