@@ -5,7 +5,6 @@ A backend is measured where its URL is in the environment (UNISTREAM_REDIS_URL a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -42,12 +41,14 @@ def measure(side: str, url: str, workload: str, messages: int, size: int) -> Res
     return Result(**json.loads(done.stdout))
 
 
-def compare(backend: str, url: str, workload: str, messages: int, size: int, rounds: int, tick: Any) -> dict[str, Any]:
+def compare(
+    other: str, backend: str, url: str, workload: str, messages: int, size: int, rounds: int, tick: Any
+) -> dict[str, Any]:
     """Alternate the two sides, and compare their medians; ratios above 1 favour unistream."""
     ours: list[Result] = []
     bare: list[Result] = []
     for _ in range(rounds):
-        bare.append(measure(f"benchmarks.bare.{backend}", url, workload, messages, size))
+        bare.append(measure(other, url, workload, messages, size))
         ours.append(measure("benchmarks.portable", url, workload, messages, size))
         tick()
 
@@ -114,6 +115,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 5,
     sizes: Annotated[str, typer.Option(help="Body sizes in bytes.")] = "100,1024",
     workloads: Annotated[str | None, typer.Option(help="Which workloads; default: all.", show_default=False)] = None,
+    peer: Annotated[str | None, typer.Option(help="Compare with this library instead: faststream.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure unistream against the bare clients."""
@@ -121,9 +123,9 @@ def main(
     for name in backends or []:
         if name not in BACKENDS or not url_of(name):
             raise typer.BadParameter(f"{name}: give one of {', '.join(BACKENDS)}, with its URL in the environment")
-    for name in list(chosen):
-        if importlib.util.find_spec(f"benchmarks.bare.{name}") is None:
-            raise typer.BadParameter(f"{name}: there is no bare program to compare with")
+    if peer:
+        workloads = workloads or "publish-sequential,publish-window,consume-batch,consume-iterate"
+        chosen = [name for name in chosen if name != "memory"]
     plan = [
         (name, workload, size)
         for name in chosen
@@ -138,7 +140,8 @@ def main(
             url = url_of(name)
             assert url is not None
             count = min(messages, MESSAGES.get(workload, messages))
-            rows.append(compare(name, url, workload, count, size, rounds, lambda: progress.advance(bar)))
+            other = f"benchmarks.peers.{peer}" if peer else f"benchmarks.bare.{name}"
+            rows.append(compare(other, name, url, workload, count, size, rounds, lambda: progress.advance(bar)))
     show(rows)
     if out is not None:
         host = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
