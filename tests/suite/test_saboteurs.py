@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unistream.conformance.command import main
+from unistream.conformance.__main__ import main
 from unistream.conformance.kill import sabotage
 from unistream.conformance.registry import load_cases
 from unistream.conformance.saboteurs import load_saboteurs

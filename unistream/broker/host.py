@@ -372,12 +372,18 @@ _named_lock = threading.Lock()
 
 
 def named(name: str, make: Callable[[], Host] = Host) -> Host:
-    """The host of that name, made now if there is none; it lives until the process ends."""
+    """The host of that name, made now if there is none; it lives until the process ends, or `forget`."""
     with _named_lock:
         host = _named.get(name)
         if host is None:
             host = _named[name] = make()
         return host
+
+
+def forget(name: str) -> None:
+    """Let the name mean a new host from now on; who has the present one keeps it. None is fine."""
+    with _named_lock:
+        _named.pop(name, None)
 
 
 def _after_fork() -> None:

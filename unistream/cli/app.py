@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from unistream.cli import consume, demo, publish, topics
+from unistream.cli import conform, consume, demo, publish, topics
 from unistream.errors import ConfigError, UnistreamError, UnsupportedError
 
 __all__ = ["app", "run"]
@@ -26,6 +26,7 @@ app.command()(publish.publish)
 app.command()(consume.consume)
 app.command("topics")(topics.topics)
 app.command("groups")(topics.groups)
+app.add_typer(conform.app, name="conform")
 
 
 def run() -> int:

@@ -2,68 +2,199 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any
 
-from unistream.conformance import report
+from unistream.conformance import report, terminal
+from unistream.conformance.compare import checked, compare, is_worse, told
+from unistream.conformance.exclusions import load_exclusions
+from unistream.conformance.housekeeping import cleanup, leftovers, preflight
+from unistream.conformance.junit import junit
 from unistream.conformance.kill import idle_cases, sabotage
+from unistream.conformance.page import page
 from unistream.conformance.plan import SHAPES, Plan, Shape, draw
-from unistream.conformance.registry import MUST, PROFILES, Case, Tier, load_cases
-from unistream.conformance.runner import Result, run_case, run_cases
+from unistream.conformance.redaction import redacted, scrub
+from unistream.conformance.registry import MUST, Case, Tier, load_cases
+from unistream.conformance.rounds import JOBS, in_order, run_cases
+from unistream.conformance.runner import Result, run_case
 from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.target import Target
 from unistream.conformance.trial import Trial
-from unistream.conformance.verdict import Verdict, conformant
+from unistream.conformance.verdict import Verdict
+from unistream.conformance.weaken import gather, removals
 from unistream.conformance.workload import play
 
 PASSED, NOT_CONFORMANT, WRONG_CALL = 0, 1, 2
 
 
-def conform(
-    url: str,
-    *,
-    profile: str = "core",
-    only: Sequence[str] = (),
-    seed: int = 1,
-    jobs: int = 4,
-    json_path: Path | None = None,
-    histories: Path | None = None,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Order:
     """
-    Judge the backend that a URL names; print the report; return the exit code.
+    What `conform` shall do.
 
-    Args:
-        url: The target.
+    Attributes:
         profile: Which tiers.
         only: Ids or groups of cases, instead of a profile.
         seed: Of everything that is drawn.
         jobs: How many cases run at once on a real broker.
-        json_path: Where the JSON report goes; `-` prints it instead of the lines.
+        rounds: How often each case runs.
+        json: Where the JSON report goes; `-` prints it instead of the lines.
+        junit: Where the report for a build server goes.
+        html: Where the page goes.
         histories: A folder for the histories of cases that failed.
+        exclude: The list of cases that are known to fail.
+        hooks: Commands that act on the broker.
+        strict_claims: What works and is not claimed is a failure too.
+        require_complete: What was not verified is a failure too, whoever it binds.
+        dry_run: Only say what would run.
     """
-    target = Target.of(url)
-    results = []
+
+    profile: str = "core"
+    only: Sequence[str] = ()
+    seed: int = 1
+    jobs: int = JOBS
+    rounds: int = 1
+    json: Path | None = None
+    junit: Path | None = None
+    html: Path | None = None
+    histories: Path | None = None
+    exclude: Path | None = None
+    hooks: Mapping[str, str] = field(default_factory=dict)
+    strict_claims: bool = False
+    require_complete: bool = False
+    dry_run: bool = False
+
+
+def conform(url: str, order: Order) -> int:
+    """
+    Judge the backend that a URL names; write the reports; return the exit code.
+
+    Raises:
+        ValueError: The order is wrong, or the preflight failed: nothing was judged.
+        UnistreamError: The URL is wrong.
+    """
+    registry = load_cases()
+    cases = registry.select(order.profile, order.only)
+    exclusions = load_exclusions(order.exclude, registry, datetime.now(UTC).date()) if order.exclude else []
+    target = Target.of(url, hooks=order.hooks)
+    if order.dry_run:
+        print("\n".join(planned(cases, target)))
+        return PASSED
+    identity = preflight(target)
     began = time.perf_counter()
-    for result in run_cases(load_cases().select(profile, only), target, seed=seed, jobs=jobs):
+    results = []
+    for result in run_cases(
+        cases, target, seed=order.seed, jobs=order.jobs, rounds=order.rounds, exclusions=exclusions
+    ):
         results.append(result)
-        if histories is not None and result.verdict is Verdict.VIOLATION:
-            histories.mkdir(parents=True, exist_ok=True)
-            result.history.save(histories / f"{result.case.id}.jsonl")
-    seconds = time.perf_counter() - began
-    whole = report.as_json(results, target, seed=seed, seconds=seconds)
-    if str(json_path) == "-":
-        print(json.dumps(whole, indent=1, ensure_ascii=False))
+        _progress(len(results), len(cases), result)
+        _keep_history(result, target, order.histories)
+    whole = report.as_json(
+        in_order(results, cases),
+        target,
+        seed=order.seed,
+        seconds=time.perf_counter() - began,
+        identity=identity,
+        left=leftovers(target, [result.run for result in results]),
+        profile=",".join(order.only) or order.profile,
+        jobs=1 if target.virtual else order.jobs,
+    )
+    _write(whole, order)
+    return exit_code(whole, strict_claims=order.strict_claims, require_complete=order.require_complete)
+
+
+def exit_code(whole: Mapping[str, Any], *, strict_claims: bool = False, require_complete: bool = False) -> int:
+    """Return 0 for a conformant target, also if nothing but excluded cases stands in its way, else 1."""
+    counts = whole["counts"]
+    if strict_claims and counts.get(Verdict.UNDERCLAIMED):
+        return NOT_CONFORMANT
+    if require_complete and (counts.get(Verdict.UNVERIFIED) or counts.get(Verdict.BLOCKED)):
+        return NOT_CONFORMANT
+    return PASSED if whole["conformant"] or whole["conformant_except"] else NOT_CONFORMANT
+
+
+def planned(cases: Sequence[Case], target: Target) -> Iterator[str]:
+    """Yield what would run: each case with its tier, its level and its promise."""
+    for case in cases:
+        lacking = sorted(name for name in case.facilities if name in target.lacks)
+        missing = sorted(n for n in case.facilities if n.startswith("hook:") and n[5:] not in target.hooks)
+        note = f" [INAPPLICABLE: no {lacking[0]}]" if lacking else f" [UNVERIFIED: no {missing[0]}]" if missing else ""
+        yield f"{case.id:<34} {case.tier:<7} {case.level}{note}\n    {case.sentence}"
+    yield f"{len(cases)} cases on {redacted(target.url)}, each at most {max(case.limit for case in cases):.0f} s"
+
+
+def _progress(done: int, of: int, result: Result) -> None:
+    """On a terminal, say how far it is; a pipe gets the report alone."""
+    if sys.stderr.isatty():
+        end = "\n" if done == of else ""
+        print(f"\r\x1b[K{done}/{of} {result.case.id} {result.verdict}", end=end, file=sys.stderr, flush=True)
+
+
+def _keep_history(result: Result, target: Target, folder: Path | None) -> None:
+    if folder is not None and result.verdict in report.TOLD and len(result.history):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{result.case.id}.jsonl"
+        result.history.save(path)
+        path.write_text(scrub(path.read_text(encoding="utf-8"), target.url), encoding="utf-8")
+
+
+def _write(whole: dict[str, Any], order: Order) -> None:
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    if str(order.json) == "-":
+        print(text, end="")
     else:
-        print("\n".join(report.lines(results, target, seed=seed, seconds=seconds)))
-        if json_path is not None:
-            json_path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return PASSED if conformant(result.judged for result in results) else NOT_CONFORMANT
+        print("\n".join(terminal.lines(whole)))
+    written = {
+        order.json: text,
+        order.junit: junit(whole, require_complete=order.require_complete) if order.junit else "",
+        order.html: page([whole]) if order.html else "",
+    }
+    for path, content in written.items():
+        if path is not None and str(path) != "-":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+
+
+def read_report(path: Path) -> Mapping[str, Any]:
+    """
+    Return the JSON report in a file.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return checked(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def diff(before: Path, after: Path) -> int:
+    """Print what changed between two JSON reports; return 1 if something was lost."""
+    old, new = read_report(before), read_report(after)
+    print("\n".join(told(old, new)))
+    return NOT_CONFORMANT if is_worse(compare(old, new)) else PASSED
+
+
+def render(reports: Sequence[Path], out: Path) -> int:
+    """Write one page about several JSON reports, a column for each."""
+    out.write_text(page([read_report(path) for path in reports]), encoding="utf-8")
+    return PASSED
+
+
+def clean(url: str, prefix: str, *, dry_run: bool) -> int:
+    """Delete what runs of the suite left on a broker, and print the names."""
+    names = cleanup(Target.of(url), prefix, delete=not dry_run)
+    for name in names:
+        print(name)
+    print(f"{len(names)} topics {'found' if dry_run else 'deleted'}", file=sys.stderr)
+    return PASSED
 
 
 def simulate(plan: Plan, target: Target, *, seed: int) -> Result:
@@ -101,7 +232,7 @@ def sim(url: str, *, seeds: range, shapes: Sequence[Shape], messages: int, keep:
         if result.verdict is Verdict.CONFORMS:
             continue
         bad += 1
-        print("\n".join(report.lines([result], target, seed=plan.seed)))
+        print("\n".join(terminal.lines(report.as_json([result], target, seed=plan.seed))))
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             plan.save(keep / f"{plan.shape}-{plan.seed}.plan.json")
@@ -115,7 +246,7 @@ def replay(url: str, path: Path) -> int:
     plan = Plan.load(path)
     target = Target.of(url)
     result = simulate(plan, target, seed=plan.seed)
-    print("\n".join(report.lines([result], target, seed=plan.seed)))
+    print("\n".join(terminal.lines(report.as_json([result], target, seed=plan.seed))))
     return PASSED if result.verdict is Verdict.CONFORMS else NOT_CONFORMANT
 
 
@@ -143,57 +274,21 @@ def kill(url: str, *, names: Sequence[str], profile: str, seed: int, quick: bool
     return NOT_CONFORMANT if living else PASSED
 
 
-def _range(text: str) -> range:
+def weaken(url: str, *, profile: str, seed: int) -> int:
+    """Remove each assertion of each checker and print which saboteur then lives; return 1 if one is not needed."""
+    target = Target.of(url)
+    cases = [case for case in load_cases().select(profile) if not case.alone]
+    evidence = gather(load_saboteurs().values(), target, cases, seed=seed)
+    found = list(removals(evidence))
+    for each in found:
+        who = f"{each.saboteur} lives in {each.case}" if each.saboteur else "NOBODY lives"
+        print(f"without {each.place:<28} {each.checker:<26} {who}")
+    idle = [each for each in found if not each.saboteur]
+    print(f"{len(found) - len(idle)} of {len(found)} assertions are needed")
+    return NOT_CONFORMANT if idle else PASSED
+
+
+def seeds_of(text: str) -> range:
+    """Return the seeds of `N` or `FIRST:LAST`."""
     first, _, last = text.partition(":")
     return range(int(first), int(last)) if last else range(int(first))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m unistream.conformance", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="judge a backend")
-    run.add_argument("--profile", choices=list(PROFILES), default="core")
-    run.add_argument("--only", action="append", default=[], help="id or group of cases; may repeat")
-    run.add_argument("--jobs", type=int, default=4, help="cases at once on a real broker")
-    run.add_argument("--json", type=Path, dest="json_path", help="file for the JSON report, or - to print it")
-    run.add_argument("--histories", type=Path, help="folder for the histories of failed cases")
-    random = commands.add_parser("sim", help="run random workloads")
-    random.add_argument("--seeds", type=_range, default=range(20), help="N or FIRST:LAST")
-    random.add_argument("--shape", action="append", choices=get_args(Shape), default=[])
-    random.add_argument("--messages", type=int, default=60)
-    random.add_argument("--keep", type=Path, help="folder for plans and histories of runs that break a rule")
-    again = commands.add_parser("replay", help="carry out a plan that was kept")
-    again.add_argument("plan", type=Path)
-    matrix = commands.add_parser("kill", help="prove that the suite notices broken promises")
-    matrix.add_argument("--saboteur", action="append", default=[])
-    matrix.add_argument("--profile", choices=list(PROFILES), default="faults")
-    matrix.add_argument("--quick", action="store_true", help="stop at the first case that kills a saboteur")
-    for command in (run, random, again, matrix):
-        command.add_argument("--url", default="memory://conformance")
-        command.add_argument("--seed", type=int, default=1)
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    given = _parser().parse_args(arguments)
-    try:
-        if given.command == "run":
-            return conform(
-                given.url,
-                profile=given.profile,
-                only=given.only,
-                seed=given.seed,
-                jobs=given.jobs,
-                json_path=given.json_path,
-                histories=given.histories,
-            )
-        if given.command == "sim":
-            shapes = cast(list[Shape], given.shape) or SHAPES
-            return sim(given.url, seeds=given.seeds, shapes=shapes, messages=given.messages, keep=given.keep)
-        if given.command == "replay":
-            return replay(given.url, given.plan)
-        return kill(given.url, names=given.saboteur, profile=given.profile, seed=given.seed, quick=given.quick)
-    except ValueError as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        return WRONG_CALL

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from unistream.conformance.registry import Case
@@ -59,25 +60,31 @@ def sabotage(saboteur: Saboteur, target: Target, cases: Iterable[Case], *, seed:
     Args:
         saboteur: Whom to catch.
         target: A good one.
-        cases: In this order.
+        cases: First those that are made to catch it, last those that take real time, else in this order.
         seed: Of every case.
         quick: Stop at the first case that kills it.
     """
     fate = Fate(saboteur)
-    harmed = replace(target, layers=(*target.layers, saboteur.layer))
+    with harm(saboteur, target) as harmed:
+        for case in sorted(cases, key=lambda case: (case.id not in saboteur.by, case.alone)):
+            fate.note(run_case(case, harmed, seed=seed))
+            if quick and fate.killed:
+                break
+    return fate
+
+
+@contextmanager
+def harm(saboteur: Saboteur, target: Target) -> Iterator[Target]:
+    """Return the target with the saboteur at work in it, as long as the context lasts."""
     quiet = logging.getLogger("unistream")
     level = quiet.level
     # What a sabotaged client logs is of no interest; a thousand lines of it would hide the table.
     quiet.setLevel(logging.CRITICAL + 1)
     try:
         with saboteur.patch():
-            for case in cases:
-                fate.note(run_case(case, harmed, seed=seed))
-                if quick and fate.killed:
-                    break
+            yield replace(target, layers=(*target.layers, saboteur.layer))
     finally:
         quiet.setLevel(level)
-    return fate
 
 
 def matrix(

@@ -1,32 +1,31 @@
-"""Knows how results are told: as JSON, which is the canonical form, and as lines for a terminal."""
+"""Knows the canonical form of a report: one JSON object, from which every other form is rendered."""
 
 from __future__ import annotations
 
+import os
 import platform
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unistream.conformance.history import NANO, Event
+from unistream.conformance.housekeeping import Identity
+from unistream.conformance.redaction import redacted, scrub
+from unistream.conformance.registry import Tier
 from unistream.conformance.runner import Result
 from unistream.conformance.target import Target
 from unistream.conformance.verdict import Verdict, conformant, obstacles
 
 SCHEMA = 1
-SIGNS = {
-    Verdict.CONFORMS: "✔",
-    Verdict.VIOLATION: "✘",
-    Verdict.UNVERIFIED: "?",
-    Verdict.UNDERCLAIMED: "+",
-    Verdict.ABSENT: "-",
-    Verdict.INAPPLICABLE: "/",
-    Verdict.ERROR: "!",
-    Verdict.UNSTABLE: "~",
-}
 SHOWN_EVENTS = 8
 SHOWN_VIOLATIONS = 5
+TIMELINE_EVENTS = 240
+"""So many events of a failed case are in the report; the history file has them all."""
+TOLD = frozenset({Verdict.VIOLATION, Verdict.UNSTABLE, Verdict.ERROR, Verdict.UNVERIFIED, Verdict.EXCLUDED})
+"""Verdicts whose evidence is in the report."""
+DULL = frozenset({"renew", "idle"})
 
 
 def suite_version() -> str:
@@ -37,39 +36,95 @@ def suite_version() -> str:
         return "unknown"
 
 
-def as_json(results: Sequence[Result], target: Target, *, seed: int, seconds: float) -> dict[str, Any]:
-    """Return the whole report as one JSON object; every other form is rendered from the same results."""
+def as_json(
+    results: Sequence[Result],
+    target: Target,
+    *,
+    seed: int,
+    seconds: float | None = None,
+    identity: Identity | None = None,
+    left: Sequence[str] = (),
+    profile: str = "",
+    jobs: int = 1,
+) -> dict[str, Any]:
+    """
+    Return the whole report as one JSON object, without any secret of the target's URL.
+
+    Args:
+        results: In the order in which they shall be told.
+        target: What was judged.
+        seed: Of the run.
+        seconds: How long the run took; the sum of the cases when left out.
+        identity: What the target says of itself.
+        left: Topics that were left behind.
+        profile: Which tiers were asked for.
+        jobs: How many cases ran at once.
+    """
     judged = [result.judged for result in results]
-    return {
+    standing = obstacles(judged)
+    whole = {
         "schema": SCHEMA,
         "suite": suite_version(),
         "target": redacted(target.url),
+        "product": identity.product if identity else "",
+        "driver": identity.driver if identity else "",
+        "claims": identity.claims if identity else {},
+        "profile": profile,
         "virtual_clock": target.virtual,
         "seed": seed,
-        "seconds": round(seconds, 1),
+        "jobs": jobs,
+        "seconds": round(sum(each.seconds for each in results) if seconds is None else seconds, 1),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": {"python": platform.python_version(), "system": platform.system()},
+        "host": {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()},
         "conformant": conformant(judged),
-        "obstacles": [each.case.id for each in obstacles(judged)],
+        "conformant_except": _excused(results),
+        "obstacles": [each.case.id for each in standing],
         "counts": dict(Counter(str(result.verdict) for result in results)),
+        "tiers": {str(tier): _tier(results, tier) for tier in Tier if any(r.case.tier is tier for r in results)},
+        "leftovers": list(left),
         "cases": [_case(result) for result in results],
+    }
+    cleaned: dict[str, Any] = scrub(whole, target.url)
+    return cleaned
+
+
+def _excused(results: Sequence[Result]) -> list[str]:
+    """Return the excluded cases if nothing else stands in the way, else nothing."""
+    judged = [result.judged for result in results]
+    standing = obstacles(judged)
+    only = all(each.verdict is Verdict.EXCLUDED for each in standing)
+    shown = any(each.binding and each.verdict is Verdict.CONFORMS for each in judged)
+    return [each.case.id for each in standing] if shown and only else []
+
+
+def _tier(results: Sequence[Result], tier: Tier) -> dict[str, int]:
+    members = [result.verdict for result in results if result.case.tier is tier]
+    nobody = (Verdict.ABSENT, Verdict.INAPPLICABLE)
+    return {
+        "kept": members.count(Verdict.CONFORMS) + members.count(Verdict.UNDERCLAIMED),
+        "asked": sum(each not in nobody for each in members),
+        "unverified": members.count(Verdict.UNVERIFIED) + members.count(Verdict.BLOCKED),
     }
 
 
 def _case(result: Result) -> dict[str, Any]:
+    told = result.verdict in TOLD
     return {
         "id": result.case.id,
+        "rule": result.rule,
         "rules": list(result.case.rules),
         "level": result.case.level.word,
         "needs": {name: str(need) for name, need in result.case.level.needs.items()},
         "tier": str(result.case.tier),
         "promise": result.case.sentence,
         "claimed": result.claimed,
+        "support": result.support,
         "verdict": str(result.verdict),
-        "rule": result.rule,
         "reason": result.reason,
         "expected": result.expected,
         "actual": result.actual,
+        "seed": result.seed,
+        "attempts": [str(each) for each in result.attempts],
         "seconds": round(result.seconds, 3),
         "happened": dict(result.counts),
         "violations": [
@@ -77,73 +132,45 @@ def _case(result: Result) -> dict[str, Any]:
                 "rule": each.rule,
                 "checker": each.checker,
                 "message": each.message,
-                "events": [result.history[index].to_json() for index in each.events[-SHOWN_EVENTS:]],
+                "events": [_event(result, index) for index in each.events[-SHOWN_EVENTS:]],
             }
             for each in result.violations[:SHOWN_VIOLATIONS]
         ],
+        "timeline": _timeline(result) if told else [],
     }
 
 
-def redacted(url: str) -> str:
-    """Return the URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    login, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{login.partition(':')[0]}:***@{host}" if at and ":" in login else f"{url}"
+def _timeline(result: Result) -> list[dict[str, Any]]:
+    """Return the events that tell the story of a failure: around what the checkers point at, or the last ones."""
+    marked = {index for each in result.violations[:SHOWN_VIOLATIONS] for index in each.events}
+    telling = [index for index, event in enumerate(result.history) if event.op not in DULL and event.phase != "invoke"]
+    # An operation that never came back is told by its invocation.
+    telling += [index for index, event in enumerate(result.history) if event.phase == "invoke" and index in marked]
+    telling = sorted({*telling, *marked})
+    if len(telling) > TIMELINE_EVENTS:
+        last = max(marked, default=telling[-1])
+        end = min(len(telling), sum(index <= last for index in telling) + TIMELINE_EVENTS // 10)
+        telling = sorted({*telling[max(0, end - TIMELINE_EVENTS) : end], *marked})
+    return [{**_event(result, index), **({"marked": True} if index in marked else {})} for index in telling]
 
 
-def lines(results: Sequence[Result], target: Target, *, seed: int, seconds: float | None = None) -> Iterator[str]:
-    """Yield the report for a terminal: a line for each group, the failures at length, and the verdict."""
-    groups: Mapping[str, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result.case.group].append(result)
-    seconds = sum(result.seconds for result in results) if seconds is None else seconds
-    clock = "virtual clock" if target.virtual else "real time"
-    yield f"{redacted(target.url)} · suite {suite_version()} · seed {seed} · {clock} · {seconds:.1f} s"
-    for group, members in groups.items():
-        counts = Counter(result.verdict for result in members)
-        yield f" {group:<5}" + "".join(f" {counts[each]:>3} {SIGNS[each]}" for each in Verdict if counts[each])
-        for result in members:
-            if result.verdict is not Verdict.CONFORMS:
-                yield from _failure(result, target)
-    judged = [result.judged for result in results]
-    totals = Counter(str(result.verdict) for result in results)
-    yield " · ".join(f"{number} {name}" for name, number in sorted(totals.items()))
-    yield "CONFORMANT" if conformant(judged) else f"NOT CONFORMANT: {', '.join(j.case.id for j in obstacles(judged))}"
-
-
-def _failure(result: Result, target: Target) -> Iterator[str]:
-    case = result.case
-    yield f"  {SIGNS[result.verdict]} {case.id}  {result.verdict}  {case.level}  [{', '.join(case.rules)}]"
-    if result.verdict in (Verdict.INAPPLICABLE, Verdict.ABSENT, Verdict.UNDERCLAIMED):
-        yield f"      {result.reason or case.sentence}"
-        return
-    yield f"      {case.sentence}"
-    if result.expected:
-        yield f"      {result.rule} expected: {result.expected}"
-        yield f"      {' ' * len(result.rule)}   actual: {result.actual}"
-    elif result.reason:
-        yield f"      {result.reason}"
-    for violation in result.violations[:SHOWN_VIOLATIONS]:
-        yield f"      {violation}"
-        yield f"        {' | '.join(timeline(result, violation.events))}"
-    yield f"      again: unistream conform {redacted(target.url)} --only {case.id} --seed {result.seed}"
-
-
-def timeline(result: Result, indices: Iterable[int]) -> list[str]:
-    """Return events in a few words each, their times counted from the first event of the run."""
+def _event(result: Result, index: int) -> dict[str, Any]:
+    """Return one event with its times in seconds from the first event of the run."""
     history = result.history
-    start = history[0].at if len(history) else 0
-    return [_words(history[index], start) for index in list(indices)[-SHOWN_EVENTS:]]
-
-
-def _words(event: Event, start: int) -> str:
-    parts = [f"+{(event.at - start) / NANO:.3f}", event.member or event.proc, event.op, event.msg or event.group or ""]
-    if event.phase != "event":
-        parts.append(f"→ {event.phase}" if event.phase != "invoke" else "…")
-    if event.attempt is not None:
-        parts.append(f"attempt {event.attempt}")
-    if event.until is not None:
-        parts.append(f"lease until +{(event.until - start) / NANO:.3f}")
-    if event.error:
-        parts.append(event.error)
-    return " ".join(part for part in parts if part)
+    start = history[0].at
+    event: Event = history[index]
+    told = {
+        "at": round((event.at - start) / NANO, 4),
+        "who": event.member or ("everybody" if event.op == "fault" else event.proc),
+        "op": event.op,
+        "phase": event.phase,
+        "msg": event.msg,
+        "group": event.group,
+        "attempt": event.attempt,
+        "until": None if event.until is None else round((event.until - start) / NANO, 4),
+        "since": None if event.since is None else round((event.since - start) / NANO, 4),
+        "error": event.error,
+        "note": event.note,
+        "delay": event.delay,
+    }
+    return {name: value for name, value in told.items() if value is not None}

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from unistream.capabilities import Capabilities
 from unistream.conformance import clock
-from unistream.conformance.checkers import Run, Violation, counters, judge
+from unistream.conformance.checkers import Run, Terms, Violation, counters, judge
 from unistream.conformance.checkers.effort import VACUOUS
 from unistream.conformance.history import History
 from unistream.conformance.registry import Case
@@ -43,6 +42,10 @@ class Result:
         violations: What the checkers found in the history.
         counts: How often each kind of thing happened.
         history: Everything that was recorded.
+        terms: What the history was judged by.
+        run: Name of the run, which the names of its topics begin with: `us-<run>-`.
+        support: How what the case needs is claimed: `native`, `emulated` or `none`.
+        attempts: The verdict of every attempt, where there were several.
     """
 
     case: Case
@@ -57,7 +60,11 @@ class Result:
     violations: list[Violation] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=dict)
     history: History = field(default_factory=History)
+    terms: Terms = field(default_factory=Terms)
     seconds: float = 0.0
+    run: str = ""
+    support: str = "native"
+    attempts: list[Verdict] = field(default_factory=list)
 
     @property
     def judged(self) -> Judged:
@@ -88,9 +95,10 @@ def run_case(case: Case, target: Target, *, seed: int = 0) -> Result:
     hooks = sorted(name for name in case.facilities if name.startswith("hook:") and name[5:] not in target.hooks)
     if hooks:
         return _result(case, True, Outcome.NOT_RUN, seed, reason=f"no {hooks[0]} was given")
-    attempt = _Attempt(case, target.fresh(), seed)
+    target = target.fresh()
+    attempt = _Attempt(case, replace(target, virtual=False) if case.alone else target, seed)
     try:
-        on_loop(target, attempt.run)
+        on_loop(attempt.target, attempt.run)
     except clock.StuckError as error:
         attempt.fail(f"it hangs: {error}")
     except asyncio.CancelledError:
@@ -98,28 +106,18 @@ def run_case(case: Case, target: Target, *, seed: int = 0) -> Result:
         attempt.fail("it did not end when it was cancelled")
     except Exception:
         attempt.broken(traceback.format_exc())
+    finally:
+        target.forget()
     result = attempt.result()
     result.seconds = time.perf_counter() - began
     return result
 
 
-def run_cases(cases: Iterable[Case], target: Target, *, seed: int = 0, jobs: int = 1) -> Iterator[Result]:
-    """
-    Run several cases and yield their results in order.
-
-    Args:
-        cases: In this order.
-        target: The same for all; no two cases share a topic.
-        seed: The same for all.
-        jobs: So many at once, each with an event loop and a thread of its own. Most of a case on a real broker is
-            waiting. On a virtual clock nothing waits, and cases follow one another.
-    """
-    if jobs == 1 or target.virtual:
-        for case in cases:
-            yield run_case(case, target, seed=seed)
-        return
-    with ThreadPoolExecutor(jobs, thread_name_prefix="conformance") as pool:
-        yield from pool.map(lambda case: run_case(case, target, seed=seed), cases)
+def support_of(case: Case, claims: Capabilities) -> str:
+    """Return the weakest level at which what the case needs is claimed; `native` where it needs nothing."""
+    offered = dict(claims)
+    levels = [str(offered[name].level) for name in case.level.needs]
+    return next((level for level in ("none", "emulated") if level in levels), "native")
 
 
 class _Attempt:
@@ -130,6 +128,7 @@ class _Attempt:
         self.target = target
         self.seed = seed
         self.claimed = True
+        self.support = "native"
         self.outcome = Outcome.PASSED
         self.reason = self.expected = self.actual = ""
         self.rule = case.rules[0]
@@ -154,6 +153,7 @@ class _Attempt:
         )
         async with trial:
             self.claimed = claimed(self.case, trial.claims)
+            self.support = support_of(self.case, trial.claims)
             try:
                 async with asyncio.timeout(self.case.limit):
                     await self.case.body(trial)
@@ -185,8 +185,8 @@ class _Attempt:
             return _result(self.case, self.claimed, self.outcome, self.seed, reason=self.reason)
         history = self.trial.recorder.history()
         found: list[Violation] = []
+        terms = replace(self.trial.terms, sometimes=self.case.sometimes)
         try:
-            terms = replace(self.trial.terms, sometimes=self.case.sometimes)
             found = judge(history, terms)
             counts = counters(Run(history))
         except Exception:
@@ -205,6 +205,9 @@ class _Attempt:
             violations=found,
             counts=counts,
             history=history,
+            terms=terms,
+            run=self.trial.run,
+            support=self.support,
         )
 
 

@@ -8,6 +8,7 @@ from secrets import token_hex
 
 import unistream
 from unistream._registry import find_driver
+from unistream.broker.host import forget
 from unistream.capabilities import Capabilities
 from unistream.config import scheme_of
 from unistream.conformance.checkers import Terms
@@ -74,6 +75,11 @@ class Target:
     def fresh(self) -> Target:
         """Return the target for one more trial: on a virtual clock every trial has a broker of its own."""
         return replace(self, url=f"{self.url.rstrip('/')}-{token_hex(4)}") if self.virtual else self
+
+    def forget(self) -> None:
+        """Let go of the broker that a virtual trial had to itself; it would live as long as the process."""
+        if self.virtual:
+            forget(self.url.partition("://")[2])
 
     def driver_class(self, line: Line | None = None) -> type[Driver]:
         """Return the driver with the target's layers over it, and the line above all."""

@@ -41,13 +41,24 @@ class Verdict(StrEnum):
     """The suite or its environment failed."""
     UNSTABLE = "UNSTABLE"
     """Passed and failed under the same seed. Counts as a failure."""
+    BLOCKED = "BLOCKED"
+    """Not run, because a case that everything else builds on failed. Never a pass."""
+    EXCLUDED = "EXCLUDED"
+    """It ran and failed, as a list of exclusions says it would. Never a pass."""
+    STALE = "STALE"
+    """It is excluded, and yet it passes: the list is wrong. Counts as a failure."""
 
 
 REFUSABLE = frozenset({"ordering", "start", "seek", "nack_delay", "ack_confirm", "retention", "max_backlog", "lag"})
 """Capabilities that are asked for by a call or an argument, which must be refused where they are not offered.
 The others (`fencing`, `attempts`, `dedupe`, …) are qualities: where unclaimed, there is nothing to refuse."""
 
-FAILURES = frozenset({Verdict.VIOLATION, Verdict.UNVERIFIED, Verdict.ERROR, Verdict.UNSTABLE})
+FAILURES = frozenset(
+    {
+        *(Verdict.VIOLATION, Verdict.UNVERIFIED, Verdict.ERROR, Verdict.UNSTABLE),
+        *(Verdict.BLOCKED, Verdict.EXCLUDED, Verdict.STALE),
+    }
+)
 """A mandatory case with one of these keeps a target from being conformant."""
 
 
@@ -82,7 +93,9 @@ def settle_attempts(verdicts: Iterable[Verdict]) -> Verdict:
         return Verdict.UNVERIFIED
     if len(seen) == 1:
         return seen[0]
-    return Verdict.UNSTABLE if {Verdict.VIOLATION, Verdict.UNSTABLE} & set(seen) else seen[-1]
+    if Verdict.ERROR in seen:
+        return Verdict.ERROR
+    return Verdict.UNSTABLE if {Verdict.VIOLATION, Verdict.UNSTABLE} & set(seen) else Verdict.UNVERIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +119,8 @@ def obstacles(judged: Iterable[Judged]) -> list[Judged]:
         for each in judged
         if (each.binding and each.verdict in FAILURES)
         # A call that had to be refused and was not is a broken promise although nothing was claimed.
-        or (each.case.level.word == MUST.word and each.verdict in (Verdict.VIOLATION, Verdict.ERROR))
+        or (each.case.level.word == MUST.word and each.verdict in (Verdict.VIOLATION, Verdict.ERROR, Verdict.UNSTABLE))
+        or each.verdict is Verdict.STALE
     ]
 
 
