@@ -61,11 +61,13 @@ def saboteur(
 Patch = Callable[[], AbstractContextManager[object]]
 
 
-def mutation(name: str, *rules: str, layer: type[DriverLayer] = DriverLayer) -> Callable[[Patch], Patch]:
+def mutation(
+    name: str, *rules: str, by: tuple[str, ...] = (), layer: type[DriverLayer] = DriverLayer
+) -> Callable[[Patch], Patch]:
     """Enter a context manager that harms the library itself while it is entered."""
 
     def enter(patch: Patch) -> Patch:
-        _add(Saboteur(name, rules, _sentence(patch), layer, patch))
+        _add(Saboteur(name, rules, _sentence(patch), layer, patch, by=by))
         return patch
 
     return enter
