@@ -346,10 +346,12 @@ class Client:
             return
         if asyncio._get_running_loop() is not self._loop:
             self._wrong_loop()
-        if self._closing is None:
-            self._state = "closed"
-            self._closing = self._loop.create_task(self._close())
-        closing = self._closing
+        if self._closing is not None:
+            # Somebody else closes it, and gets the failures.
+            await asyncio.wait([self._closing])
+            return
+        self._state = "closed"
+        self._closing = closing = self._loop.create_task(self._close())
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:

@@ -170,6 +170,8 @@ class Intake(Loans):
             # A driver that answers at once also refuses at once; both ways end in the same place.
             answer = _refused(error)
         if isinstance(answer, list):
+            if self._link.error is not None:
+                self._link.up()
             self._admit(answer, started)
             return bool(answer)
         self._fetch = self._loop.create_task(self._fetching(answer, started))

@@ -31,6 +31,7 @@ class Link:
         self._emit = emit
         self._log = logger
         self._tries = 0
+        self._failed = False
         # What `HealthChanged` events said last.
         self.told = True
 
@@ -42,6 +43,8 @@ class Link:
     def down(self, error: Exception) -> float:
         """A call failed to reach the broker; returns the seconds to wait before the next one."""
         self._tries += 1
+        if self._failed:
+            return RECONNECT.delay(self._tries, random.random())
         if self.error is None:
             self._log.warning("%s: connection lost, reconnecting: %s", self.what, error)
             self._emit(Disconnected(self.what, str(error)))
@@ -50,6 +53,9 @@ class Link:
 
     def up(self) -> None:
         """A call reached the broker."""
+        if self._failed:
+            # For good: a settle may still reach a broker whose group is gone.
+            return
         if self.error is not None:
             self._log.warning("%s: connected again after %d tries", self.what, self._tries)
             self._emit(Connected(self.what))
@@ -61,6 +67,7 @@ class Link:
         if self.error is None or type(self.error) is not type(error):
             self._log.error("%s: %s", self.what, error)
         self.error = error
+        self._failed = True
         if self.told:
             self.told = False
             self._emit(HealthChanged(self.what, False, str(error)))

@@ -116,6 +116,8 @@ class Settler:
                 answer = self._driver.settle(settlements)
             except Exception as error:
                 answer = _refused(error)
+            if self._link.error is not None and isinstance(answer, list):
+                self._link.up()
             if not isinstance(answer, list):
                 batch = [*map(_entry, acks, settlements), *entries]
                 self._sending = self._loop.create_task(self._send(batch, answer))
