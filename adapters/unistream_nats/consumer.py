@@ -46,10 +46,11 @@ _MOST_SLICE = 2.0
 _SETTLING = 0.02
 """Seconds to wait for the rest of a pull that messages have come by."""
 _GLANCE = 0.003
-_LOOK = 0.1
-_STALE = 0.25
-"""How a member with less room than lanes goes round: seconds at each while something flows, else, and after how many it
-looks again at one that had nothing."""
+"""How a member with less room than lanes goes round: seconds at each while something flows."""
+_LOOK = 0.2
+"""Seconds at each while nothing does."""
+_STALE = 0.5
+"""Seconds after which it looks again at one that had nothing."""
 _UPKEEP_EVERY = 5.0
 _HELD_FOR = 1.0
 """Seconds that a message waits here for somebody to take it, before it goes back."""
@@ -196,14 +197,16 @@ class NatsConsumer(ConsumerDriver):
         wait = min(self._slice, max(seconds, 0.02))
         if room < len(free):
             wait = min(wait, self._rank(free, now))
-        asked = False
+        data: list[bytes] = []
         for at, lane in enumerate(free):
             if room <= 0:
                 break
-            lane.pull(1 if self._cautious else max(1, room - (len(free) - 1 - at)), wait)
+            data.append(lane.pull(1 if self._cautious else max(1, room - (len(free) - 1 - at)), wait))
             room -= lane.left
-            asked = True
-        return asked
+        if data:
+            assert self._wire is not None
+            self._wire.write(data)
+        return bool(data)
 
     def _rank(self, free: list[Lane], now: float) -> float:
         """

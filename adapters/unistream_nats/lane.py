@@ -8,7 +8,6 @@ no status in time was lost.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -156,19 +155,16 @@ class Lane:
             self._wire.unsubscribe(self._sid)
             self._wire = None
 
-    def pull(self, count: int, seconds: float) -> None:
-        """Ask for up to `count` messages, waiting for the first up to `seconds`."""
-        assert self._wire is not None
+    def pull(self, count: int, seconds: float) -> bytes:
+        """The request, to be written at once, for up to `count` messages, waiting for the first up to `seconds`."""
         self._pulls += 1
         self._left = count if self.most is None else min(count, self.most)
         self._flowing = False
         self.asked_at = self._loop.time()
         self._until = self.asked_at + seconds
-        body = json.dumps(
-            {"batch": self._left, "expires": max(1, round(seconds * NANOSECONDS)), "no_wait": True}
-        ).encode()
-        line = f"PUB {self._next} {self._inbox}{self._pulls} {len(body)}\r\n".encode()
-        self._wire.write((line, body, b"\r\n"))
+        expires = max(1, round(seconds * NANOSECONDS))
+        body = f'{{"batch":{self._left},"expires":{expires},"no_wait":true}}'
+        return f"PUB {self._next} {self._inbox}{self._pulls} {len(body)}\r\n{body}\r\n".encode()
 
     def _take(self, subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
         if not reply.startswith(_ACK):

@@ -204,8 +204,8 @@ class NatsProducer(ProducerDriver):
 
     def _too_large(self, message: RawMessage, head: int, most: int) -> TooLargeError:
         return TooLargeError(
-            f"publish to {self._topic.name!r}: {len(message.value)} bytes, and {head} bytes of key and headers as they are "
-            f"written; this server takes {most} for all (max_payload), of which {OVERHEAD} are set aside, and "
+            f"publish to {self._topic.name!r}: {len(message.value)} bytes, and {head} bytes of key and headers as "
+            f"they are written; this server takes {most} for all (max_payload), of which {OVERHEAD} are set aside, and "
             f"{MOST_HEADERS} for the key",
             driver="nats",
             topic=self._topic.name,
