@@ -7,6 +7,7 @@ import asyncio
 from unistream.conformance.hooks import KILL9, PAUSE, RESTART, RESUME, broker
 from unistream.conformance.recorded import RecordedMember, RecordedProducer
 from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 from unistream.errors import UnistreamError
 
@@ -76,7 +77,7 @@ async def kill9(trial: Trial) -> None:
     group = await trial.group(topic)
     handle = await broker(trial)
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         for _ in range(4):
             tasks.create_task(_publish(await trial.producer(topic, client=await trial.open()), over))
         await asyncio.sleep(1.0)
@@ -168,7 +169,7 @@ async def producer_rides_through(trial: Trial) -> None:
     producer = await trial.producer(topic)
     handle = await broker(trial)
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(_publish(producer, over))
         await asyncio.sleep(0.5)
         await handle.strike(RESTART)
@@ -208,7 +209,7 @@ async def consumer_rides_through(trial: Trial) -> None:
     members = [await trial.member(trial.regroup(await trial.open(), group), max_in_flight=10) for _ in range(2)]
     handle = await broker(trial)
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(_publish(producer, over))
         for member in members:
             tasks.create_task(_consume(trial, member, over))
@@ -309,7 +310,7 @@ async def pause(trial: Trial) -> None:
     member = await trial.member(group, max_in_flight=10)
     handle = await broker(trial)
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(_publish(producer, over))
         tasks.create_task(_consume(trial, member, over))
         await asyncio.sleep(0.5)

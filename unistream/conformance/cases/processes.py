@@ -8,6 +8,7 @@ from unistream.conformance.members import Held, Worker, WorkerError, worker
 from unistream.conformance.plan import Handling
 from unistream.conformance.recorded import RecordedMember
 from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 from unistream.errors import UnistreamError
 
@@ -180,7 +181,7 @@ async def kill9(trial: Trial) -> None:
 
 
 async def _publish(trial: Trial, publish: object, count: int) -> None:
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         for number in range(count):
             tasks.create_task(publish(key=b"k%d" % (number % 16)))  # type: ignore[operator]
             if number % 10 == 0:
@@ -431,7 +432,7 @@ async def settle_during(trial: Trial) -> None:
                     lent.expired()
 
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(settle())
         for _ in range(4):
             await guest.join(group, max_in_flight=5)
@@ -488,7 +489,7 @@ async def across_rebalance(trial: Trial) -> None:
             await _publish(trial, producer.publish, 30)
 
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(load())
         for each in workers:
             await each.join(group, max_in_flight=10)

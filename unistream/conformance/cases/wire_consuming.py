@@ -7,6 +7,7 @@ from random import Random
 
 from unistream.conformance.recorded import Lent, RecordedMember
 from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 from unistream.conformance.wires import CARRIED, Wire, wire
 from unistream.driver.types import DataLoss
@@ -360,7 +361,7 @@ async def flap(trial: Trial) -> None:
                 await answer(lent)
 
     dice = Random(trial.seed)
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         tasks.create_task(publish())
         for member in members:
             tasks.create_task(consume(member))

@@ -1,0 +1,34 @@
+"""The tier `faults` on a real Redis: no promise broken, and every case shows that its fault took place."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from unistream.conformance.registry import Case, Tier, load_cases
+from unistream.conformance.runner import run_case
+from unistream.conformance.target import Target
+from unistream.conformance.verdict import Verdict
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
+
+VARIABLE = "UNISTREAM_REDIS_URL"
+CASES = [case for case in load_cases() if case.tier is Tier.FAULTS]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    """The shared Redis, whose dead connections are noticed soon."""
+    url = os.environ.get(VARIABLE)
+    assert url, f"{VARIABLE} is not set: run python -m tests.brokers run --only redis -- pytest …"
+    return Target.of(f"{url}?dead_peer_after=2")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_faults(case: Case, target: Target) -> None:
+    """Under faults of the wire and of processes every rule holds; what Redis does not claim is absent, not broken."""
+    result = run_case(case, target, seed=5)
+
+    assert result.verdict in (Verdict.CONFORMS, Verdict.ABSENT), f"{result}\n{result.violations[:3]}\n{result.counts}"
+    assert result.verdict is Verdict.CONFORMS or not result.claimed
