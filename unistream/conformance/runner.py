@@ -17,7 +17,7 @@ from unistream.conformance.checkers.effort import VACUOUS
 from unistream.conformance.history import History
 from unistream.conformance.registry import Case
 from unistream.conformance.target import Target
-from unistream.conformance.trial import CheckError, Trial, VacuousError
+from unistream.conformance.trial import CheckError, ImpossibleError, Trial, VacuousError
 from unistream.conformance.verdict import Judged, Outcome, Verdict, verdict
 from unistream.errors import UnistreamError, UnsupportedError
 
@@ -162,6 +162,8 @@ class _Attempt:
                 self.fail(str(error))
             except VacuousError as error:
                 self._end(Outcome.NOT_RUN, str(error))
+            except ImpossibleError as error:
+                self._end(Outcome.CANNOT_EXIST, str(error))
             except UnsupportedError as error:
                 self._end(Outcome.FAILED if self.claimed else Outcome.REFUSED, f"{type(error).__name__}: {error}")
             except TimeoutError:

@@ -47,6 +47,10 @@ class VacuousError(Exception):
     """The case could not do what it is about, so it shows nothing; never a pass."""
 
 
+class ImpossibleError(Exception):
+    """What the case needs can't exist on this target as it is set up; the message says why."""
+
+
 class Trial:
     """
     One run of one case against one target. An async context manager.

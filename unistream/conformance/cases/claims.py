@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from inspect import isclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import unistream
 from unistream import errors
 from unistream.capabilities import Capabilities, Level
 from unistream.conformance.registry import Tier, case
-from unistream.conformance.trial import Trial
-from unistream.errors import ClosedError, ConfigError, UnistreamError, UnknownSchemeError, UnsupportedError
+from unistream.conformance.trial import CheckError, ImpossibleError, Trial
+from unistream.errors import (
+    AccessError,
+    BrokerUnavailableError,
+    ClosedError,
+    ConfigError,
+    UnistreamError,
+    UnknownSchemeError,
+    UnsupportedError,
+)
 
 CAPABILITIES = {field.name for field in fields(Capabilities)} - {"driver", "product"}
 
@@ -143,6 +157,73 @@ async def redacted(trial: Trial) -> None:
         logging.getLogger("unistream").removeHandler(handler)
     leaks = [line for line in lines if "geh31m" in line]
     trial.equal(leaks, [], "END-5", "lines with the password")
+
+
+@case("err.auth", rules=("END-5", "END-2"), facilities=("password",), sometimes=("refused",))
+async def auth(trial: Trial) -> None:
+    """A wrong password is an AccessError within seconds, which names the user and not the password."""
+    scheme, _, rest = trial.target.url.partition("://")
+    url = f"{scheme}://nobody-of-ours:geh31m@{rest.rpartition('@')[2]}"
+    opening = _open_and_list(unistream.connect(url, driver=trial.target.driver_class()))
+    try:
+        await trial.within(5.0 + trial.pace.slack, opening, "END-2", "an answer to a wrong password")
+    except AccessError as error:
+        trial.tally("refused")
+        trial.that("nobody-of-ours" in str(error), "END-5", "the user named", error)
+        trial.that("geh31m" not in f"{error} {error!r}", "END-5", "the password kept secret", error)
+        trial.that(not error.retryable, "END-5", "an error that is not retryable", error.retryable)
+    except UnistreamError as error:
+        if "@" not in rest:
+            raise ImpossibleError(f"nothing says that this server asks for a password; it answered: {error}") from error
+        raise CheckError("END-5", "AccessError", f"{type(error).__name__}: {error}") from error
+    else:
+        raise ImpossibleError("this server lets everybody in, whatever the user and password")
+
+
+async def _open_and_list(client: unistream.Client) -> None:
+    async with client:
+        await client.topics()
+
+
+@case("err.down", rules=("END-3", "END-5"), tier=Tier.SMOKE, facilities=("socket",), sometimes=("refused",))
+async def down(trial: Trial) -> None:
+    """Where nobody listens, connecting is a retryable error at once that names the address, with its cause."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parts = urlsplit(trial.target.url)
+    user = parts.netloc.rpartition("@")[0]
+    address = f"127.0.0.1:{port}"
+    url = parts._replace(netloc=f"{user}@{address}" if user else address).geturl()
+    opening = _open_and_list(unistream.connect(url, driver=trial.target.driver_class()))
+    error = await trial.raises(BrokerUnavailableError, opening, "END-3")
+    trial.tally("refused")
+    trial.that(address in str(error), "END-5", f"{address} in the message", error)
+    trial.that(error.__cause__ is not None, "END-5", "the client's own error as the cause", error)
+    trial.that(bool(getattr(error, "retryable", False)), "END-5", "a retryable error", error)
+
+
+@case("cfg.swap", rules=("END-6",), tier=Tier.SMOKE, sometimes=("delivered",))
+async def swap(trial: Trial) -> None:
+    """A program that knows nothing of the broker but its URL, from the environment or a file, works."""
+    topic = await trial.topic()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "unistream.toml"
+        file.write_text(f'[profile.default]\nurl = "{trial.target.url}"\n', encoding="utf-8")
+        for settings in ({"UNISTREAM_URL": trial.target.url}, {"UNISTREAM_CONFIG": str(file)}):
+            cleared = {name: value for name, value in os.environ.items() if not name.startswith("UNISTREAM_")}
+            with patch.dict(os.environ, {**cleared, **settings}, clear=True):
+                client = unistream.connect()
+            async with client:
+                group = client.group("g", topic)
+                await group.create()
+                async with client.producer(topic) as producer, group.consumer() as consumer:
+                    await producer.publish(b"x", key="k")
+                    delivery = await consumer.receive(trial.pace.patience)
+                    trial.that(delivery is not None, "END-6", "a delivery", "none")
+                    assert delivery is not None
+                    await delivery.ack()
+            trial.tally("delivered")
 
 
 @case("err.before-entering", rules=("END-6",), tier=Tier.SMOKE)

@@ -190,3 +190,32 @@ async def handler_raises(trial: Trial) -> None:
     trial.equal(
         handled, {name: [1, 2] if name == names[4] else [1] for name in names}, "DEL-11", "attempts per message"
     )
+
+
+@case("pub.returns-before-handler", rules=("PUB-1",), sometimes=("confirmed",))
+async def returns_before_handler(trial: Trial) -> None:
+    """`publish` waits for the broker alone: it returns while nobody has settled, or even received, the message."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    member = await trial.member(group, max_in_flight=1)
+    await trial.within(trial.pace.patience, producer.publish(), "PUB-1", "a receipt before anybody receives")
+    held = await trial.next(member)
+    for _ in range(5):
+        await trial.within(trial.pace.patience, producer.publish(), "PUB-1", "a receipt while a handler is busy")
+    await held.ack()
+    await member.leave()
+    await trial.drain(group)
+
+
+@case("con.idle-then-message", rules=("END-3", "GRP-1"), tier=Tier.LONG, sometimes=("delivered",), limit=300.0)
+async def idle_then_message(trial: Trial) -> None:
+    """After an idle time longer than every heartbeat and session a message arrives as ever."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    member = await trial.member(group)
+    idle = min(3 * max(trial.lease, trial.claims.lease.dead_peer_after), 120.0)
+    await trial.silent(member, "END-3", seconds=idle)
+    await producer.publish()
+    await (await trial.next(member, "END-3")).ack()
