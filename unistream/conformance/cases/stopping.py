@@ -126,8 +126,11 @@ async def rolling_restart(trial: Trial) -> None:
 
     async def publish() -> None:
         while not stop.is_set():
-            await producer.publish()
-            await asyncio.sleep(0.005)
+            # More than both can do, so that some is always fetched and waits.
+            for _ in range(8):
+                await producer.submit()
+            await asyncio.sleep(0.01)
+        await producer.watched()
 
     async def work(member: RecordedMember) -> None:
         with suppress(unistream.ClosedError):
