@@ -18,7 +18,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-__all__ = ["Place", "Secret", "abandon", "connect", "connected", "discard"]
+__all__ = ["Place", "Secret", "abandon", "connect", "connected", "discard", "losses"]
 
 C = TypeVar("C")
 
@@ -75,6 +75,18 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     def __init__(self, net: Any, place: Place, **configs: Any) -> None:
         super().__init__(net, socket_connection_setup_timeout_ms=int(place.connect_timeout * 1000), **configs)
         self._place = place
+        self.losses = 0
+
+    def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """The connection to a node, its end counted."""
+        known = node_id in self._conns
+        connection = super().get_connection(node_id, *args, **kwargs)
+        if not known:
+            connection.close_future.add_both(self._count)
+        return connection
+
+    def _count(self, _: object) -> None:
+        self.losses += 1
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         host, port = self._place.dial(node.host, node.port)
@@ -141,6 +153,11 @@ def discard(client: KafkaProducer) -> None:
     client._closed = True
     client._sender.force_close()
     client._sender.join(_JOIN_SECONDS)
+
+
+def losses(client: KafkaNetClient) -> int:
+    """How many of its connections have ended so far."""
+    return int(client._manager.losses)
 
 
 def connected(client: KafkaNetClient) -> bool:

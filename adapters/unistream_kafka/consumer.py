@@ -8,6 +8,7 @@ same commits; one is under way at a time, and what comes meanwhile goes with the
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -53,6 +54,10 @@ COMMIT_GAP = 0.02
 COMMIT_SECONDS = 0.1
 """Added to a delay that is written down, for the time until the commit stands: it is never cut short."""
 HURRY_SECONDS = 0.03
+GRACE_SECONDS = 0.3
+"""Added to a lease here, so that the portable layer, which is nearer to the application, ends it first."""
+IDLE_SECONDS = 1.0
+"""How long a message that is to be lent again waits for somebody to ask, at a member that holds no other loan."""
 RETRY_SECONDS = 0.1
 DRAIN_SECONDS = 1.5
 """How long a partition that goes to another member waits for its loans to be settled."""
@@ -63,6 +68,7 @@ MOST_SPAN = 100_000
 LEAST_FETCH = 32
 MOST_FETCH = 1000
 _ID = "unistream-id"
+_log = logging.getLogger("unistream.driver.kafka")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,8 @@ class KafkaConsumerDriver(ConsumerDriver):
         # Partitions that are leaving, or whose missing cursor is being looked into: nothing of them is lent.
         self._held: set[int] = set()
         self._loans: dict[int, tuple[Progress, Any]] = {}
+        self._until: dict[int, float] = {}
+        self._stale_since: float | None = None
         self._unsure: dict[int, Progress] = {}
         # Of an ephemeral group that must begin again: where it stood.
         self._starts = list(setting.starts)
@@ -143,7 +151,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         self._unreachable: str | None = None
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._begin()
 
     # Joining and leaving
@@ -180,8 +188,8 @@ class KafkaConsumerDriver(ConsumerDriver):
             self._failure = self._failure or error
             await asyncio.shield(self._leave())
             raise
-        if self._watch is None:
-            self._watch = self._loop.create_task(self._watching())
+        if not self._keepers:
+            self._keepers = [self._loop.create_task(work) for work in (self._watching(), self._sweeping())]
 
     async def _leave(self) -> None:
         self._member.leave()
@@ -199,8 +207,8 @@ class KafkaConsumerDriver(ConsumerDriver):
             return
         self._closed = True
         self._wake()
-        if self._watch is not None:
-            self._watch.cancel()
+        for keeper in self._keepers:
+            keeper.cancel()
         if self._failure is None:
             await self._last_commit(list(self._parts.values()))
         for task in self._tasks:
@@ -216,6 +224,7 @@ class KafkaConsumerDriver(ConsumerDriver):
     def receive(self, limit: int, timeout: float) -> MaybeAwaitable[list[RawDelivery]]:
         """See `ConsumerDriver.receive`."""
         self._usable()
+        self._stale_since = None
         return self._take(limit) or self._receive(limit, timeout)
 
     async def _receive(self, limit: int, timeout: float) -> list[RawDelivery]:
@@ -251,6 +260,7 @@ class KafkaConsumerDriver(ConsumerDriver):
     def _take(self, limit: int) -> list[RawDelivery]:
         batch: list[RawDelivery] = []
         ready, loans = self._ready, self._loans
+        until = self._loop.time() + self._setting.group.lease + GRACE_SECONDS
         while ready and len(batch) < limit:
             item = ready[0]
             if item.suspect and batch:
@@ -259,6 +269,7 @@ class KafkaConsumerDriver(ConsumerDriver):
             progress, message = item.progress, item.message
             self._serial += 1
             loans[self._serial] = (progress, message)
+            self._until[self._serial] = until
             batch.append(_delivery(message, self._serial, item.attempt, item.suspect))
             if item.suspect:
                 break
@@ -273,8 +284,15 @@ class KafkaConsumerDriver(ConsumerDriver):
         return batch
 
     def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
-        """See `ConsumerDriver.extend`. Leases are the member's: those that stand go on standing."""
-        return [None if token in self._loans else self._lost_loan() for token in tokens]
+        """See `ConsumerDriver.extend`."""
+        until = self._loop.time() + seconds + GRACE_SECONDS
+        outcomes: list[SettleOutcome] = []
+        for token in tokens:
+            stands = token in self._loans
+            if stands:
+                self._until[token] = until
+            outcomes.append(None if stands else self._lost_loan())
+        return outcomes
 
     def _lost_loan(self) -> LeaseLostError:
         return LeaseLostError(
@@ -293,7 +311,7 @@ class KafkaConsumerDriver(ConsumerDriver):
         resting: list[tuple[float, Progress, int]] = []
         wall = time.time()
         for at, (token, verb, delay) in enumerate(batch):
-            loan = self._loans.pop(token, None)
+            loan = self._end(token)
             if loan is None:
                 known = self._unsure.pop(token, None)
                 if known is not None and self._parts.get(known.partition) is known:
@@ -310,7 +328,7 @@ class KafkaConsumerDriver(ConsumerDriver):
             elif verb is Verb.RELEASE:
                 released.setdefault(progress, []).append(message)
             elif verb is Verb.EXPIRE:
-                progress.expire(message)
+                self._expire(progress, message)
             elif delay > 0:
                 progress.rest(message, wall + delay + COMMIT_SECONDS)
                 resting.append((delay, progress, message.offset))
@@ -349,6 +367,14 @@ class KafkaConsumerDriver(ConsumerDriver):
             raise translated(error, f"settle in {self._name}", self._setting.group.topic)
         return outcomes
 
+    def _end(self, token: int) -> tuple[Progress, Any] | None:
+        self._until.pop(token, None)
+        return self._loans.pop(token, None)
+
+    def _expire(self, progress: Progress, message: Any) -> None:
+        progress.expire(message)
+        self._stale_since = self._loop.time()
+
     def _rest(self, resting: Iterable[tuple[float, Progress, int]]) -> None:
         for delay, progress, offset in resting:
             self._loop.call_later(delay, self._rested, progress, offset)
@@ -356,6 +382,7 @@ class KafkaConsumerDriver(ConsumerDriver):
     def _rested(self, progress: Progress, offset: int) -> None:
         if self._parts.get(progress.partition) is progress:
             progress.wake(offset)
+            self._stale_since = self._loop.time()
             self._pump()
 
     # Lending: fresh -> marking -> (commit) -> ready -> loan
@@ -581,7 +608,7 @@ class KafkaConsumerDriver(ConsumerDriver):
     def revoked(self, partitions: Sequence[int], done: Callable[[], None]) -> None:
         """See `Half.revoked`."""
         leaving = [self._parts[at] for at in partitions if at in self._parts]
-        if self._closed or not leaving:
+        if self._closed or self._failure is not None or not leaving:
             done()
         else:
             self._spawn(self._hand_over(leaving, done))
@@ -659,7 +686,7 @@ class KafkaConsumerDriver(ConsumerDriver):
 
     def _lose(self, partitions: Collection[int], reason: str) -> list[tuple[Progress, Any]]:
         tokens = [token for token, (progress, _) in self._loans.items() if progress.partition in partitions]
-        loans = [self._loans.pop(token) for token in tokens]
+        loans = [(self._until.pop(token), self._loans.pop(token))[1] for token in tokens]
         if tokens:
             self._setting.lost(tokens, reason)
         return loans
@@ -688,7 +715,42 @@ class KafkaConsumerDriver(ConsumerDriver):
         """Nobody tells a member that its topic or group was deleted."""
         while self._error is None:
             await asyncio.sleep(max(0.5, self._setting.place.dead_peer_after / 3))
-            await self._look()
+            try:
+                await self._look()
+            except ClosedError:
+                # The driver is closed, and forgot this member.
+                self._member.leave()
+                return
+
+    async def _sweeping(self) -> None:
+        """
+        End the leases that nobody renews, and leave the group if nobody works here any more.
+
+        Otherwise the heartbeats of a client whose application hangs would keep its messages from the others.
+        """
+        while True:
+            await asyncio.sleep(min(1.0, self._setting.group.lease / 4))
+            now = self._loop.time()
+            for token in [token for token, until in self._until.items() if until <= now]:
+                loan = self._end(token)
+                if loan is not None:
+                    self._expire(*loan)
+                    self._setting.lost([token], "its lease was not renewed")
+            if self._stale_since is not None and not self._loans and now - self._stale_since > IDLE_SECONDS:
+                self._stale_since = None
+                if self._waiter is None and self._failure is None and self._setting.identity is not None:
+                    await self._step_back()
+
+    async def _step_back(self) -> None:
+        """Leave the group until somebody asks for messages again; see `_receive`."""
+        _log.warning(
+            "%s: messages are to be lent again and nobody asks for them; this member leaves until somebody does",
+            self._name,
+        )
+        await self._last_commit(list(self._parts.values()))
+        self._failure = BrokerUnavailableError(f"{self._name}: this member had left", driver="kafka")
+        self._drop(list(self._parts), "the member left, since nobody asked for messages")
+        self._member.leave()
 
     async def _look(self) -> None:
         try:

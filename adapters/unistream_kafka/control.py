@@ -18,6 +18,7 @@ from kafka.admin import (
     OffsetTimestamp,
 )
 from kafka.errors import (
+    InvalidTopicError,
     KafkaError,
     NoError,
     NotControllerError,
@@ -29,8 +30,8 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from unistream.driver.types import GroupSpec, Lag, Member, Retention, StartAt, TopicSpec
-from unistream.errors import ConfigError, GroupMissingError, TopicMissingError, UnsupportedError
+from unistream.driver.types import GroupSpec, Lag, Member, Ordering, Retention, StartAt, TopicSpec
+from unistream.errors import ConfigError, GroupMissingError, TopicConflictError, TopicMissingError, UnsupportedError
 from unistream_kafka.client import Place, connect
 from unistream_kafka.progress import settled_beyond
 from unistream_kafka.registry import Claim, Registry, group_id
@@ -111,19 +112,24 @@ class Control:
 
     def create_topic(self, spec: TopicSpec) -> TopicSpec:
         """Create a topic unless it exists; as it now stands."""
+        wanted = {
+            "num_partitions": spec.partitions,
+            "replication_factor": self._replication,
+            "configs": _configs(spec),
+        }
         try:
-            self.admin().create_topics(
-                {
-                    spec.name: {
-                        "num_partitions": spec.partitions,
-                        "replication_factor": self._replication,
-                        "configs": _configs(spec),
-                    }
-                },
-                wait_for_metadata=True,
-            )
+            made = self.admin().create_topics({spec.name: wanted}, wait_for_metadata=True)
         except TopicAlreadyExistsError:
             self.admin().wait_for_topics([spec.name])
+        except InvalidTopicError as error:
+            raise TopicConflictError(
+                f"topic {spec.name!r}: Kafka takes names that differ only in dots and underscores for the same, and "
+                f"has one of them ({error.args[-1] if error.args else error})",
+                driver="kafka",
+                topic=spec.name,
+            ) from error
+        else:
+            self._registry.declare(spec.name, str(made["topics"][0]["topic_id"]), spec.ordering)
         return self.topic(spec.name, spec).spec
 
     def delete_topic(self, name: str) -> None:
@@ -167,7 +173,10 @@ class Control:
                 raise error
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         configs = admin.describe_configs(resources, config_filter="all").get("topic", {})
-        return [_standing(told[name], configs[name], like) for name in names]
+        return [
+            _standing(told[name], configs[name], like, self._registry.ordering(str(told[name]["topic_id"])))
+            for name in names
+        ]
 
     # Groups
 
@@ -361,7 +370,9 @@ def _bytes_per_partition(spec: TopicSpec) -> int:
     return -1 if most is None else math.ceil(most / spec.partitions)
 
 
-def _standing(told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSpec | None) -> Standing:
+def _standing(
+    told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSpec | None, declared: Ordering | None
+) -> Standing:
     partitions = len(told["partitions"])
     milliseconds = int(configs["retention.ms"]["value"])
     size = int(configs["retention.bytes"]["value"])
@@ -377,8 +388,8 @@ def _standing(told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSp
     spec = TopicSpec(
         told["name"],
         partitions,
-        # A Kafka topic orders its partitions whether asked to or not: any topic gives order by key.
-        "key" if like is None else like.ordering,
+        # A Kafka topic orders its partitions whether asked to or not: a foreign one gives what is asked of it.
+        declared or ("key" if like is None else like.ordering),
         retention,
         overflow="reject" if like is None else like.overflow,
     )

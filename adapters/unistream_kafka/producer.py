@@ -29,7 +29,7 @@ from unistream.errors import (
     TopicMissingError,
     UnistreamError,
 )
-from unistream_kafka.client import Place, connect, connected, discard
+from unistream_kafka.client import Place, connect, connected, discard, losses
 from unistream_kafka.control import position_of
 from unistream_kafka.errors import refusal, translate, translated
 
@@ -108,6 +108,8 @@ class KafkaProducerDriver(ProducerDriver):
         self._held = 0
         self._held_bytes = 0
         self._held_lock = threading.Lock()
+        # Connections lost by the client when it last held nothing undecided.
+        self._losses = 0
 
     async def open(self) -> None:
         """Connect."""
@@ -155,9 +157,10 @@ class KafkaProducerDriver(ProducerDriver):
         try:
             await self._look(self._name)
         except TopicMissingError as error:
+            # Kafka answers in order: with nothing on its way and no connection lost since, every attempt was refused.
+            # Else something of it may have been stored, and read, before the topic was deleted.
+            error.stored = "no" if await self._owner.call(self._settled) else "unknown"
             await self._owner.call(self._drop)
-            # Something of it may have been stored, and read, before the topic was deleted.
-            error.stored = "unknown"
             raise
         except BrokerUnavailableError:
             return
@@ -222,6 +225,8 @@ class KafkaProducerDriver(ProducerDriver):
         name, send, wrap, answers, answered = self._name, client.send, ENVELOPE.wrap, batch.answers, batch.answered
         batch.bytes = sum(len(message.value) for message in batch.messages)
         with self._held_lock:
+            if not self._held:
+                self._losses = losses(client._sender._client)
             self._held += len(answers)
             self._held_bytes += batch.bytes
         report = batch._report
@@ -300,6 +305,14 @@ class KafkaProducerDriver(ProducerDriver):
                 error = future.exception or error
             time.sleep(_RETRY_SECONDS)
         raise error
+
+    def _settled(self) -> bool:
+        client = self._client
+        return (
+            client is not None
+            and not any(client._sender._in_flight_batches.values())
+            and losses(client._sender._client) == self._losses
+        )
 
     def _drop(self) -> None:
         """Close the client; what it holds undecided is given up."""

@@ -1,4 +1,4 @@
-"""Who created which group: claims in a compacted topic, of which the first of a group counts.
+"""Who created which group: claims in a compacted topic, of which the first of a group counts; and topics' orderings.
 
 Kafka keeps nothing of a group but offsets, which expire, and lets anyone commit them for a group without members. A
 log with one partition decides between concurrent creators: each appends a claim with the offsets it would pin, then
@@ -30,6 +30,7 @@ __all__ = ["FORMAT", "TOPIC", "Claim", "Registry", "group_id"]
 FORMAT = 1
 TOPIC = "__unistream_groups"
 _LOG = TopicPartition(TOPIC, 0)
+_TOPIC = "topic:"  # a colon is in no name
 _ORDERINGS: dict[str, Ordering] = {"none": "none", "key": "key"}
 
 
@@ -130,6 +131,18 @@ class Registry:
         if reader is not None:
             reader.close(autocommit=False, timeout_ms=0)
 
+    def ordering(self, topic_id: str) -> Ordering | None:
+        """The ordering that a topic was declared with here; `None`: foreign tools made it."""
+        self._catch_up(create=False)
+        found = self._claims.get(f"{_TOPIC}{topic_id}")
+        return _ORDERINGS[json.loads(found[1])["ordering"]] if found is not None else None
+
+    def declare(self, topic: str, topic_id: str, ordering: Ordering) -> None:
+        """Note the ordering of a topic that was made here."""
+        self._catch_up(create=True)
+        record = {"format": FORMAT, "topic": topic, "ordering": ordering}
+        self._write((f"{_TOPIC}{topic_id}", json.dumps(record).encode()))
+
     def find(self, topic: str, group: str, topic_id: str) -> Claim | None:
         """The claim that counts, if the group exists."""
         self._catch_up(create=False)
@@ -138,7 +151,7 @@ class Registry:
     def groups(self, topic: str, topic_id: str) -> list[Claim]:
         """The claims that count, of all groups of a topic, by name."""
         self._catch_up(create=False)
-        prefixes = {key[: key.rindex("/") + 1] for key in self._claims if key.startswith(f"{topic}.")}
+        prefixes = {key[: key.rindex("/") + 1] for key in self._claims if key.startswith(f"{topic}.") and "/" in key}
         found = [self._first(prefix, topic_id) for prefix in sorted(prefixes)]
         return [claim for claim in found if claim is not None and claim.spec.topic == topic]
 
