@@ -107,6 +107,8 @@ class Lane:
         self._lent = 0
         self._passed = -1
         self._reported = 0
+        # At the last look: how many lendings there had been, and how many messages waited.
+        self._looked = (0, 0)
 
     @property
     def open(self) -> bool:
@@ -213,10 +215,26 @@ class Lane:
         if self._counts and following and before >= 0 and sequence > before + 1:
             self.lost += sequence - 1 - max(before, self._reported)
 
-    def look(self, first: int, lent: int, passed: int) -> None:
-        """The stream begins at `first`, and then the group had made `lent` lendings and passed `passed`."""
-        if lent > self._lent or self._passed < 0:
-            self._lent, self._passed = lent, passed
-        if self._counts and first - 1 > max(passed, self._reported) and lent >= self._lent:
-            self.lost += first - 1 - max(passed, self._reported)
-            self._reported = first - 1
+    def look(self, first: int, lent: int, passed: int, pending: int) -> None:
+        """
+        Compare what the server says of the group with what is known.
+
+        Args:
+            first: Where the stream begins.
+            lent: Lendings of the group so far.
+            passed: How far in the stream they are.
+            pending: Messages that were not lent yet.
+        """
+        if self._counts:
+            if lent > self._lent or self._passed < 0:
+                self._lent, self._passed = lent, passed
+            if first - 1 > max(passed, self._reported) and lent >= self._lent:
+                self.lost += first - 1 - max(passed, self._reported)
+                self._reported = first - 1
+        else:
+            # The sequence has other consumers' messages in it. Each lending takes one from those that wait, and
+            # publishing adds: if there are fewer, some were removed.
+            before, waited = self._looked
+            if waited - (lent - before) > pending and lent >= before:
+                self.lost += waited - (lent - before) - pending
+            self._looked = lent, pending

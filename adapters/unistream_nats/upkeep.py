@@ -67,7 +67,8 @@ class Upkeep:
                 lane.gone = True
             else:
                 delivered = consumer["delivered"]
-                lane.look(told["state"]["first_seq"], delivered["consumer_seq"], delivered["stream_seq"])
+                first, waiting = told["state"]["first_seq"], consumer["num_pending"]
+                lane.look(first, delivered["consumer_seq"], delivered["stream_seq"], waiting)
         if now is not None and consumers and _trims(told["config"]):
             await self._trim(told["state"], consumers, now)
 

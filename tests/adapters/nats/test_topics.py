@@ -382,3 +382,27 @@ def test_a_lost_connection_is_an_event_and_heals() -> None:
             await consumer.close()
 
     run(test)
+
+
+def test_a_purge_under_an_ordered_group_is_reported() -> None:
+    """Unread messages of a partition that somebody purged are a DataLoss, though another partition is not touched."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic(partitions=2, ordering="key")
+            consumer = await here.join(await here.group(ordering="key"))
+            await here.publish(6, key=b"a", partition=1)
+            held = await take(consumer, 1)
+            async with asyncio.timeout(LIMIT):
+                # Until the member has seen that five wait.
+                while not any(lane._looked[1] == 5 for lane in consumer._lanes):
+                    await consumer.extend([held[0].token], 30.0)
+                    await asyncio.sleep(0.1)
+                await here.api(f"STREAM.PURGE.{here.stream}", filter=here.subject(1))
+                while not here.lost:
+                    await consumer.receive(1, 0.2)
+
+            assert here.lost == 5
+            await consumer.close()
+
+    run(test)
