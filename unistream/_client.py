@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unistream._confirmation import WhenFull
@@ -13,7 +13,7 @@ from unistream._consumer import Consumer
 from unistream._declare import check_topic, conflict, group_spec, name_of, topic_spec
 from unistream._group import Drop, Group
 from unistream._health import Check, Health, Listeners, health_of
-from unistream._link import Link
+from unistream._parts import Parts
 from unistream._producer import Producer
 from unistream._registry import find_driver
 from unistream._watchdog import Watchdog
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Client", "Health", "connect"]
 
 MIB = 1024 * 1024
-CLOSE_SECONDS = 5.0
-"""How long closing waits for producers and consumers that were being opened."""
 
 _log = logging.getLogger("unistream.client")
 
@@ -89,8 +87,7 @@ class Client:
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
         self._pid = os.getpid()
         self._state = "new"
-        self._parts: dict[Producer | Consumer, Link] = {}
-        self._openings: set[asyncio.Task[None]] = set()
+        self._parts = Parts()
         self._closing: asyncio.Task[None] | None = None
         self._listeners = Listeners()
         # What `events` was told last of the connection.
@@ -302,7 +299,7 @@ class Client:
             await self._use().ping()
         except UnistreamError as error:
             ping = error
-        links = list(self._parts.values())
+        links = list(self._parts.links.values())
         health = health_of([("connection", ping), *((link.what, link.error) for link in links)])
         told, self._told = self._told, health.checks[0].ok
         if told is not self._told:
@@ -360,16 +357,8 @@ class Client:
             raise
 
     async def _close(self) -> None:
-        failures: list[Exception] = []
         try:
-            for task in self._openings:
-                task.cancel()
-            if self._openings:
-                await asyncio.wait(list(self._openings), timeout=CLOSE_SECONDS)
-            for kind in (Consumer, Producer):
-                parts = [part for part in self._parts if isinstance(part, kind)]
-                ends = await asyncio.gather(*(part.close() for part in parts), return_exceptions=True)
-                failures += [end for end in ends if isinstance(end, Exception)]
+            failures = await self._parts.close(Consumer, Producer)
         finally:
             self._listeners.end()
             await self._driver.close()
@@ -385,29 +374,6 @@ class Client:
         if asyncio._get_running_loop() is not self._loop:
             self._wrong_loop()
         return self._driver
-
-    async def _enter(self, part: Producer | Consumer, opening: Coroutine[Any, Any, None]) -> None:
-        """
-        Run the opening of a part, so that closing the client ends it and cancelling it leaves nothing open.
-
-        Raises:
-            ClosedError: The client was closed meanwhile.
-        """
-        task = self._loop.create_task(opening)
-        self._openings.add(task)
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled() and task.exception() is None:
-                await part.close()
-            raise
-        finally:
-            self._openings.discard(task)
-        if task.cancelled():
-            raise ClosedError(f"{self} was closed meanwhile")
-        task.result()
 
     def _elsewhere(self) -> ClosedError:
         """The error for a use outside the loop or the process."""

@@ -24,7 +24,7 @@ from unistream.errors import (
 )
 from unistream.message import Receipt
 
-__all__ = ["Confirmation", "ProducerStats", "WhenFull", "receipt", "size_of", "with_stored"]
+__all__ = ["Confirmation", "ProducerStats", "WhenFull", "outcome_of", "receipt", "size_of", "with_stored"]
 
 WhenFull = Literal["block", "fail", "drop_newest", "drop_oldest", "spill"]
 
@@ -173,6 +173,14 @@ class Confirmation:
     def __repr__(self) -> str:
         outcome = "undecided" if self._outcome is None else repr(self._outcome)
         return f"<Confirmation of {self.id}: {outcome}>"
+
+
+async def outcome_of(confirmation: Confirmation) -> Receipt | UnistreamError:
+    """What becomes of a message, its failure as a value."""
+    try:
+        return await confirmation.result()
+    except UnistreamError as error:
+        return error
 
 
 def size_of(raw: RawMessage) -> int:

@@ -58,7 +58,7 @@ class Consumer(Intake):
         if self._entered or self._closed:
             raise ClosedError(f"this consumer of {self._name} was entered or closed before; make another")
         self._entered = True
-        await client._enter(self, self._join())
+        await client._parts.enter(self, self._join())
         return self
 
     async def _join(self) -> None:
@@ -84,7 +84,7 @@ class Consumer(Intake):
         self._settler = Settler(self, driver, self._leases, self._link)
         self._watchdog = client._watchdog
         self._watchdog.add(spec.lease, self._holds_any)
-        client._parts[self] = self._link
+        client._parts.links[self] = self._link
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -240,7 +240,7 @@ class Consumer(Intake):
             abandoned = await self._settler.close()
         finally:
             self._watchdog.remove(self._holds_any)
-            self._group._client._parts.pop(self, None)
+            self._group._client._parts.links.pop(self, None)
             try:
                 await driver.close()
             finally:

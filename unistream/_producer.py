@@ -13,7 +13,7 @@ from itertools import islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from unistream._confirmation import Confirmation, ProducerStats, WhenFull, size_of, with_stored
+from unistream._confirmation import Confirmation, ProducerStats, WhenFull, outcome_of, size_of, with_stored
 from unistream._link import Link
 from unistream._outbox import Outbox, answered
 from unistream.core.partitions import partition_for
@@ -28,7 +28,7 @@ from unistream.errors import (
     TooLargeError,
     UnistreamError,
 )
-from unistream.message import HeadersLike, Message, Receipt, header_pairs, new_id, new_ids
+from unistream.message import HeadersLike, Message, Receipt, as_bytes, header_pairs, new_id, new_ids
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,7 +77,7 @@ class Producer:
         if self._entered or self._left is not None:
             raise ClosedError(f"the producer of {self.topic!r} was entered or closed before; make another")
         self._entered = True
-        await self._client._enter(self, self._open())
+        await self._client._parts.enter(self, self._open())
         return self
 
     async def _open(self) -> None:
@@ -102,7 +102,7 @@ class Producer:
         if self._left is not None:
             await self._driver.close()
             raise ClosedError(f"the producer of {self.topic!r} was closed while it opened", topic=self.topic)
-        client._parts[self] = link
+        client._parts.links[self] = link
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -217,7 +217,7 @@ class Producer:
                         outcomes.append(await outbox.put(raw, size, timeout))
                     except UnistreamError as error:
                         outcomes.append(error)
-            return [await _outcome(outcome) if isinstance(outcome, Confirmation) else outcome for outcome in outcomes]
+            return [await outcome_of(outcome) if isinstance(outcome, Confirmation) else outcome for outcome in outcomes]
         except asyncio.CancelledError:
             for outcome in outcomes:
                 if isinstance(outcome, Confirmation):
@@ -313,7 +313,7 @@ class Producer:
             try:
                 await outbox.stop()
             finally:
-                self._client._parts.pop(self, None)
+                self._client._parts.links.pop(self, None)
                 if self._driver is not None:
                     await self._driver.close()
 
@@ -341,10 +341,10 @@ class Producer:
         self.stats.published += 1
         try:
             if type(value) is not bytes:
-                value = _bytes(value, "value")
+                value = as_bytes(value, "value")
             size = len(value)
             if key is not None:
-                key = key.encode() if isinstance(key, str) else _bytes(key, "key")
+                key = key.encode() if isinstance(key, str) else as_bytes(key, "key")
                 size += len(key)
             pairs = header_pairs(headers) if headers else ()
             for name, content in pairs:
@@ -356,8 +356,11 @@ class Producer:
                 raise self._too_large(size)
             if not id:
                 id = new_id()
-            elif not isinstance(id, str) or len(id) > 128 or not id.isascii() or not id.isprintable():
-                raise ConfigError(f"id {id!r}: give at most 128 printable ASCII characters")
+            elif (
+                not isinstance(id, str) or len(id) > 128 or not id.isascii() or not id.isprintable() or id != id.strip()
+            ):
+                # Some brokers' headers lose spaces at the ends.
+                raise ConfigError(f"id {id!r}: give at most 128 printable ASCII characters, no space at the ends")
         except (TypeError, ValueError, UnistreamError) as error:
             self.stats.failed += 1
             refused = error if isinstance(error, UnistreamError) else ConfigError(str(error))
@@ -391,17 +394,3 @@ class Producer:
         except asyncio.CancelledError:
             outbox.withdraw(confirmation)
             raise
-
-
-async def _outcome(confirmation: Confirmation) -> Receipt | UnistreamError:
-    try:
-        return await confirmation.result()
-    except UnistreamError as error:
-        return error
-
-
-def _bytes(value: object, what: str) -> bytes:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    hint = "; encode it, for example with .encode()" if isinstance(value, str) else ""
-    raise TypeError(f"{what} is {type(value).__name__}, not bytes{hint}")

@@ -18,6 +18,7 @@ __all__ = [
     "Message",
     "Origin",
     "Receipt",
+    "as_bytes",
     "new_id",
     "new_ids",
 ]
@@ -105,6 +106,18 @@ def _value(name: object, value: object) -> bytes:
     if isinstance(value, str):
         return value.encode()
     raise TypeError(f"header {name!r} has a {type(value).__name__} value; headers carry bytes or str")
+
+
+def as_bytes(value: object, what: str) -> bytes:
+    """Anything that holds bytes, as `bytes`.
+
+    Raises:
+        TypeError: It holds none; `what` names it.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = "; encode it, for example with .encode()" if isinstance(value, str) else ""
+    raise TypeError(f"{what} is {type(value).__name__}, not bytes{hint}")
 
 
 EMPTY_HEADERS = Headers()

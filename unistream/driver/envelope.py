@@ -30,7 +30,7 @@ _HEADERS = "unistream-headers"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # An id as producers take it, and milliseconds until the year 9999.
-_ID_TEXT = re.compile(rb"[\x20-\x7e]{1,128}")
+_ID_TEXT = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 _TIME_TEXT = re.compile(rb"[0-9]{1,14}")
 _PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 

@@ -274,9 +274,10 @@ def test_leases_are_renewed_until_max_lease() -> None:
             assert {token for token, _ in script.extended} == {1}
             await asyncio.sleep(2)
             assert delivery.state == "lost"
-            for settle in (delivery.ack, delivery.nack, lambda: delivery.reject("x"), lambda: delivery.extend(1)):
+            late: list[Any] = [delivery.ack(), delivery.nack(), delivery.reject("x"), delivery.extend(1)]
+            for settle in late:
                 with pytest.raises(LeaseLostError):
-                    await settle()
+                    await settle
             assert (1, Verb.EXPIRE) in script.verbs
             assert consumer.stats.leases_lost == 1
             other = await consumer.receive(timeout=1)
@@ -613,7 +614,7 @@ def test_other_loops_and_threads_are_refused() -> None:
             script.lend(b"1")
             delivery = await consumer.receive()
             assert delivery is not None
-            calls = [
+            calls: list[Any] = [
                 delivery.ack,
                 delivery.nack,
                 lambda: delivery.reject("x"),
@@ -628,7 +629,7 @@ def test_other_loops_and_threads_are_refused() -> None:
             def elsewhere() -> None:
                 for call in calls:
                     try:
-                        asyncio.run(call())  # type: ignore[arg-type]
+                        asyncio.run(call())
                     except ClosedError as error:
                         errors.append(error)
 

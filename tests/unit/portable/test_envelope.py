@@ -12,7 +12,9 @@ from unistream.driver.types import RawMessage
 NAMES = st.one_of(st.sampled_from(["a", "A", "b", "content-type", "é", ""]), st.text(st.characters(codec="utf-8")))
 PAIRS = st.lists(st.tuples(NAMES.filter(lambda name: not name.lower().startswith(RESERVED_PREFIX)), st.binary()))
 MARKS = st.sampled_from([(), ((DEAD_PREFIX + "topic", b"t"), (DEAD_PREFIX + "reason", b"why"))])
-IDS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=128)
+IDS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=128).filter(
+    lambda text: text == text.strip()
+)
 RESERVED = [RESERVED_PREFIX + part for part in ("id", "v", "key", "time", "headers", "x")]
 ENVELOPES = {
     "native": Envelope(key=True, time=True),

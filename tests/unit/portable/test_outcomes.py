@@ -491,6 +491,7 @@ def test_batches_that_go_straight_through_keep_the_drivers_bounds() -> None:
         {"value": b"x", "id": b"bytes"},
         {"value": b"x", "id": "a" * 129},
         {"value": b"x", "id": "a\n"},
+        {"value": b"x", "id": " a"},
     ],
 )
 def test_a_message_that_can_not_be_sent_is_a_config_error_and_counted(bad: dict[str, Any]) -> None:

@@ -96,7 +96,11 @@ class Producers(RuleBasedStateMachine):
     def answer(self, data: st.DataObject, kinds: list[str]) -> None:
         """The driver answers one of its calls."""
         call = data.draw(st.sampled_from([call for call in self.script.calls if not call.answered.done()]))
-        made = {"ok": RawReceipt, "no": lambda: TopicFullError("full"), "unknown": lambda: PublishUnknownError("cut")}
+        made: dict[str, Any] = {
+            "ok": RawReceipt,
+            "no": lambda: TopicFullError("full"),
+            "unknown": lambda: PublishUnknownError("cut"),
+        }
         call.answer(*[made[kind]() for kind, _ in zip(kinds, call.batch, strict=False)])
         self.run(asyncio.sleep(0))
 

@@ -233,7 +233,7 @@ def test_closed_clients_and_their_parts_say_so(client: sync.Client) -> None:
         client.close()
         for call in (client.topics, lambda: producer.publish(b"y"), consumer.receive, delivery.ack, client.health):
             with pytest.raises((ClosedError, LeaseLostError)):
-                call()  # type: ignore[operator]
+                call()
         with pytest.raises(ClosedError):
             next(events)
     with pytest.raises(ClosedError), client:
@@ -336,7 +336,7 @@ def test_a_dropped_delivery_is_logged_with_the_callers_place(
         for receive in (consumer.receive, lambda: consumer.receive_many(1), lambda: next(consumer)):
             caplog.clear()
             producer.publish(b"x")
-            receive()  # type: ignore[operator]
+            receive()
             messages = [record.getMessage() for record in caplog.records if "dropped without" in record.getMessage()]
             assert len(messages) == 1
             assert __file__ in messages[0]

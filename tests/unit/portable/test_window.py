@@ -19,7 +19,7 @@ def balanced(stats: unistream.ProducerStats) -> bool:
 
 
 @pytest.mark.parametrize("limits", [{"max_unconfirmed": 2}, {"max_unconfirmed_bytes": 10}])
-def test_block_waits_for_room_in_turn(limits: dict[str, int]) -> None:
+def test_block_waits_for_room_in_turn(limits: dict[str, Any]) -> None:
     """A full window, of messages or of bytes, lets publishers in one by one, in the order in which they came."""
 
     async def main() -> None:
@@ -323,7 +323,8 @@ def test_spill_is_refused_before_anything_is_opened() -> None:
             assert caught.value.capability == "spill"
             with pytest.raises(unistream.ConfigError, match="drop_oldest"):
                 client.producer("t", when_full="wait")  # type: ignore[arg-type]
-            for limits in ({"max_unconfirmed": 0}, {"max_unconfirmed_bytes": 0}):
+            nothing: tuple[dict[str, Any], ...] = ({"max_unconfirmed": 0}, {"max_unconfirmed_bytes": 0})
+            for limits in nothing:
                 with pytest.raises(unistream.ConfigError):
                     client.producer("t", **limits)
         assert script.calls == []
