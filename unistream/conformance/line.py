@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from unistream.conformance.proxy import Proxy
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve, stack
 from unistream.driver.contract import Driver
 from unistream.driver.types import (
@@ -37,7 +38,9 @@ class Line:
     `lose_reply` are counted down by the publishes they hit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proxy: Proxy | None = None) -> None:
+        self.proxy = proxy
+        """The wire below, where there is one: what a driver does on its own goes round its door."""
         self.refuse = 0
         """So many publish calls are refused before anything of them is sent."""
         self.lose_reply = 0
@@ -59,12 +62,18 @@ class Line:
     def kill(self) -> None:
         """Let nothing through any more; calls under way are cut off and never return."""
         self._dead = True
+        if self.proxy is not None:
+            # As the operating system does for a process that is killed.
+            self.proxy.refuse()
+            self.proxy.reset()
         for call in self._calls:
             call.cancel()
 
     def bury(self) -> None:
         """End every call that waits on the dead line, and refuse new ones, so that the client can be closed."""
         self._dead = self._buried = True
+        if self.proxy is not None:
+            self.proxy.heal()
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ from unistream.conformance.checkers import Terms
 from unistream.conformance.history import NANO, Recorder
 from unistream.conformance.identity import new_run
 from unistream.conformance.line import Line
+from unistream.conformance.proxy import Proxy, via
 from unistream.conformance.recorded import Lent, RecordedMember, RecordedProducer
 from unistream.conformance.target import Pace, Target
 from unistream.errors import UnistreamError
@@ -188,9 +190,20 @@ class Trial:
         return member
 
     async def doomed(self, group: Group, *, max_in_flight: int = 100) -> tuple[RecordedMember, Line]:
-        """Return a member on a client and a line of its own, so that it can die: see `kill`."""
-        line = Line()
-        client = await self.open(line)
+        """
+        Return a member on a client and a line of its own, so that it can die: see `kill`.
+
+        Where there are sockets they go through a proxy: a driver that renews its membership on its own must die too.
+        """
+        target = self.target
+        if "socket" in target.lacks:
+            line = Line()
+        else:
+            proxy = await self.keep(Proxy())
+            line = Line(proxy)
+            target = replace(target, driver=via(target.driver, proxy))
+        self._lines.append(line)
+        client = await self.keep(target.connect(line))
         return await self.member(self.regroup(client, group), max_in_flight=max_in_flight), line
 
     def kill(self, member: RecordedMember, line: Line) -> None:
