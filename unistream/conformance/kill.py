@@ -76,15 +76,17 @@ def sabotage(saboteur: Saboteur, target: Target, cases: Iterable[Case], *, seed:
 @contextmanager
 def harm(saboteur: Saboteur, target: Target) -> Iterator[Target]:
     """Return the target with the saboteur at work in it, as long as the context lasts."""
-    quiet = logging.getLogger("unistream")
-    level = quiet.level
     # What a sabotaged client logs is of no interest; a thousand lines of it would hide the table.
-    quiet.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in ("unistream", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with saboteur.patch():
             yield replace(target, layers=(*target.layers, saboteur.layer))
     finally:
-        quiet.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def matrix(

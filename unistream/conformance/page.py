@@ -190,14 +190,14 @@ def _failure(number: int, report: Report, case: Report) -> Iterator[str]:
         yield "<dl>"
         yield f"<dt>{case['rule']} expected</dt><dd>{escape(case['expected'])}</dd>"
         yield f"<dt>actual</dt><dd>{escape(case['actual'])}</dd></dl>"
-    elif case["reason"]:
+    elif not case["violations"]:
         yield f"<pre>{escape(case['reason'])}</pre>"
     for violation in case["violations"]:
         yield f"<p><b>{violation['rule']}</b> {escape(violation['message'])} <small>{violation['checker']}</small></p>"
         if violation["events"]:
             rows = "".join(f"<li>{escape(words(event))}</li>" for event in violation["events"])
             yield f'<ol class="events">{rows}</ol>'
-    yield timeline(case["timeline"])
+    yield timeline(case["timeline"], case["lasted"])
     command = f"unistream conform {report['target']} --only {case['id']} --seed {case['seed']}"
     yield f"<p>Again: <code>{escape(command)}</code></p></section>"
 

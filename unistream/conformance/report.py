@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from unistream.conformance.checkers import Violation
+from unistream.conformance.checkers.effort import VACUOUS
 from unistream.conformance.history import NANO, Event
 from unistream.conformance.housekeeping import Identity
 from unistream.conformance.redaction import redacted, scrub
@@ -134,15 +136,28 @@ def _case(result: Result) -> dict[str, Any]:
                 "message": each.message,
                 "events": [_event(result, index) for index in each.events[-SHOWN_EVENTS:]],
             }
-            for each in result.violations[:SHOWN_VIOLATIONS]
+            for each in _shown(result)
         ],
         "timeline": _timeline(result) if told else [],
+        "lasted": _lasted(result),
     }
+
+
+def _shown(result: Result) -> list[Violation]:
+    """Return the violations to tell; that a run ended before it had shown all is no news where it failed."""
+    telling = [each for each in result.violations if each.checker != VACUOUS or result.verdict is Verdict.UNVERIFIED]
+    return telling[:SHOWN_VIOLATIONS]
+
+
+def _lasted(result: Result) -> float:
+    """Return the time from the first event of the history to the last, in seconds."""
+    history = result.history
+    return round((history[len(history) - 1].at - history[0].at) / NANO, 4) if len(history) else 0.0
 
 
 def _timeline(result: Result) -> list[dict[str, Any]]:
     """Return the events that tell the story of a failure: around what the checkers point at, or the last ones."""
-    marked = {index for each in result.violations[:SHOWN_VIOLATIONS] for index in each.events}
+    marked = {index for each in _shown(result) for index in each.events}
     telling = [index for index, event in enumerate(result.history) if event.op not in DULL and event.phase != "invoke"]
     # An operation that never came back is told by its invocation.
     telling += [index for index, event in enumerate(result.history) if event.phase == "invoke" and index in marked]

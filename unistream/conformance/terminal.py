@@ -92,7 +92,7 @@ def _told(case: Report, target: str) -> Iterator[str]:
     yield f"     {case['promise']}"
     if case["expected"]:
         yield f"     {case['rule']}  Expected: {case['expected']}     Actual: {case['actual']}"
-    elif case["reason"]:
+    elif not case["violations"]:
         yield f"     {case['reason']}"
     for violation in case["violations"]:
         yield f"     {violation['rule']}  {violation['message']}  ({violation['checker']})"

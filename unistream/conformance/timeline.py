@@ -9,8 +9,12 @@ from typing import Any
 
 Event = Mapping[str, Any]
 
-LEFT, WIDTH, ROW, TOP, BOTTOM = 130, 1040, 30, 12, 26
+LEFT, WIDTH, ROW, TOP, BOTTOM = 130, 1040, 36, 12, 26
 DRAWN = WIDTH - LEFT - 24
+GAP, MOST_SHIFTED = 11, 66
+"""Events at one moment stand beside one another, in their order, but no further than this from their time."""
+LANES = 4
+"""So many deliveries of one member are drawn one above the other."""
 
 MARKS = {
     "publish": ("publish", "M-4,4 L4,4 L0,-4 Z"),
@@ -24,11 +28,11 @@ MARKS = {
 OTHER = ("other", "M-2.5,0 A2.5,2.5 0 1,0 2.5,0 A2.5,2.5 0 1,0 -2.5,0 Z")
 
 
-def timeline(events: Sequence[Event]) -> str:
-    """Return the events of one case as an inline SVG; nothing for a case without any."""
+def timeline(events: Sequence[Event], lasted: float) -> str:
+    """Return the events of one case, which lasted so many seconds, as an inline SVG; nothing where there are none."""
     if not events:
         return ""
-    drawing = _Drawing(events)
+    drawing = _Drawing(events, lasted)
     height = TOP + ROW * len(drawing.rows) + BOTTOM
     body = "".join((*drawing.grid(), *drawing.faults(), *drawing.loans(), *drawing.marks()))
     return (
@@ -38,15 +42,30 @@ def timeline(events: Sequence[Event]) -> str:
 
 
 class _Drawing:
-    def __init__(self, events: Sequence[Event]) -> None:
+    def __init__(self, events: Sequence[Event], lasted: float) -> None:
         self._events = events
         names = dict.fromkeys(event["who"] for event in events if event["op"] not in ("fault", "tally"))
         self.rows = {name: number for number, name in enumerate(names)}
         times = [event[name] for event in events for name in ("at", "since") if name in event]
         self._start: float = min(times)
-        self._end: float = max(times)
+        last: float = max(times)
+        self._end = max(last, min(lasted, last + (last - self._start) / 3))
         if self._end - self._start < 0.01:
             self._end = self._start + 0.01
+        self._places = self._placed()
+
+    def _placed(self) -> list[float]:
+        """Return where each event stands: at its time, and those of one row that fell together beside one another."""
+        last: dict[str, float] = {}
+        places = []
+        for event in self._events:
+            x = self._x(event["at"])
+            before = last.get(event["who"], -GAP)
+            if x < before + GAP and before - x < MOST_SHIFTED:
+                x = before + GAP
+            last[event["who"]] = x
+            places.append(x)
+        return places
 
     def _x(self, at: float) -> float:
         inside: float = min(max(at, self._start), self._end)
@@ -91,30 +110,36 @@ class _Drawing:
 
     def loans(self) -> Iterator[str]:
         """Yield a bar for each delivery, from when it was lent until it was settled, lost, or its holder died."""
+        free: dict[tuple[str, int], float] = {}
         for place, event in enumerate(self._events):
             if event["op"] != "deliver":
                 continue
-            ends = self._end
-            for later in self._events[place + 1 :]:
-                ended = later["op"] in ("ack", "nack", "reject", "expire") and later.get("msg") == event.get("msg")
-                if later["who"] == event["who"] and (ended or later["op"] in ("death", "leave")):
-                    ends = later["at"]
+            x, ends = self._places[place], self._x(event.get("until", self._end))
+            for number in range(place + 1, len(self._events)):
+                later = self._events[number]
+                same = later.get("msg") == event.get("msg") and later["op"] in ("ack", "nack", "reject", "expire")
+                if later["who"] == event["who"] and (same or later["op"] in ("death", "leave")):
+                    ends = min(ends, self._places[number]) if later["op"] == "expire" else self._places[number]
                     break
-            ends = min(ends, event.get("until", ends))
-            x = self._x(event["at"])
-            width = max(1.5, self._x(ends) - x)
-            yield f'<rect class="loan" x="{x:.1f}" y="{self._y(event["who"]) - 5}" width="{width:.1f}" height="10"/>'
+            who = event["who"]
+            lane = next((each for each in range(LANES) if free.get((who, each), 0.0) <= x), 0)
+            free[who, lane] = ends
+            y = self._y(who) + ROW / 2 - 5 - 5 * lane
+            yield (
+                f'<rect class="loan" x="{x:.1f}" y="{y}" width="{max(1.5, ends - x):.1f}" height="4">'
+                f"<title>{escape(str(event.get('msg')))} lent to {escape(who)}</title></rect>"
+            )
 
     def marks(self) -> Iterator[str]:
         """Yield a sign for each event, with its words; what a checker points at has a ring and a label."""
         labelled: dict[str, float] = {}
-        for event in self._events:
+        for x, event in zip(self._places, self._events, strict=True):
             if event["op"] in ("fault", "tally"):
                 continue
             kind, path = MARKS.get(event["op"], OTHER)
-            x, y = self._x(event["at"]), self._y(event["who"])
+            y = self._y(event["who"])
             pale = " pale" if event["phase"] in ("fail", "info") else ""
-            ring = '<circle class="ring" r="9"/>' if event.get("marked") else ""
+            ring = '<circle class="ring" r="8"/>' if event.get("marked") else ""
             yield (
                 f'<g class="mark {kind}{pale}" transform="translate({x:.1f},{y})">{ring}<path d="{path}"/>'
                 f"<title>{escape(_title(event))}</title></g>"
@@ -122,9 +147,8 @@ class _Drawing:
             if event.get("marked") and x - labelled.get(event["who"], -1e9) > 90:
                 labelled[event["who"]] = x
                 words = escape(f"{event['op']} {event.get('msg', '')}".strip())
-                anchor = "end" if x > WIDTH - 120 else "start"
-                shift = -11 if anchor == "end" else 11
-                yield f'<text class="label" x="{x + shift:.1f}" y="{y - 6}" text-anchor="{anchor}">{words}</text>'
+                anchor, shift = ("end", -11) if x > WIDTH - 120 else ("start", 11)
+                yield f'<text class="label" x="{x + shift:.1f}" y="{y - 7}" text-anchor="{anchor}">{words}</text>'
 
 
 def _title(event: Event) -> str:
