@@ -67,13 +67,7 @@ def _place_in(position: str) -> tuple[int, int]:
 
 
 class Control:
-    """
-    An admin client that is opened when it is needed, and again after it failed.
-
-    Args:
-        place: The cluster.
-        replication: Copies of topics made here; -1: the cluster's default.
-    """
+    """An admin client, opened when needed and again after it failed; `replication` copies (-1: the default)."""
 
     def __init__(self, place: Place, replication: int) -> None:
         self._place = place

@@ -14,9 +14,10 @@ from unistream.driver.owner_thread import OwnerThread
 from unistream.driver.types import Event, GroupSpec, Lag, Member, Option, StartAt, Target, Token, TopicSpec
 from unistream.errors import BrokerUnavailableError, ClosedError, ConfigError
 from unistream_kafka.client import Place, Secret
-from unistream_kafka.consumer import KafkaConsumerDriver, Setting
+from unistream_kafka.consumer import KafkaConsumerDriver
 from unistream_kafka.control import Control
 from unistream_kafka.errors import translate
+from unistream_kafka.lending import Setting
 from unistream_kafka.probe import Server, probe
 from unistream_kafka.producer import KafkaProducerDriver
 from unistream_kafka.registry import group_id
