@@ -139,7 +139,9 @@ class Link:
         self.client_id = replies[-1]
         if not self._scripts:
             return
-        ((*known,),) = await wire.request([pack(("SCRIPT", "EXISTS", *(one.sha for one in self._scripts)))], 1).future
+        (known,) = await wire.request([pack(("SCRIPT", "EXISTS", *(one.sha for one in self._scripts)))], 1).future
+        if isinstance(known, ResponseError):  # LOADING: it takes connections before it has read its file
+            raise known
         missing = [one for one, there in zip(self._scripts, known, strict=True) if not there]
         if missing:
             for reply in await wire.request(
