@@ -11,7 +11,7 @@ from unistream.driver.contract import ConsumerDriver, Driver, ProducerDriver
 from unistream.driver.types import Event, GroupSpec, Lag, Member, Option, StartAt, Target, Token, TopicSpec
 from unistream.errors import BrokerUnavailableError, ConfigError, GroupMissingError
 from unistream_rabbitmq.consumer import Setting
-from unistream_rabbitmq.delays import Delays
+from unistream_rabbitmq.delays import SETTLED_SECONDS, Delays
 from unistream_rabbitmq.errors import translate
 from unistream_rabbitmq.link import Line, Place
 from unistream_rabbitmq.names import GroupQueues
@@ -31,6 +31,10 @@ def _seconds(text: str) -> float:
     if not 0 < value < 86400:
         raise ValueError("give a number of seconds above 0")
     return value
+
+
+def _patience(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)
 
 
 def _heartbeat(text: str) -> int:
@@ -55,6 +59,11 @@ class RabbitDriver(Driver):
     options: ClassVar[Mapping[str, Option]] = {
         "connect_timeout": Option(_seconds, 5.0, "Seconds for one attempt to connect, and for ping."),
         "heartbeat": Option(_heartbeat, 10, "Seconds; a silent server is given up after 1.5, a silent member after 3."),
+        "creation_settles": Option(
+            _patience,
+            SETTLED_SECONDS,
+            "Seconds that creating a group takes longer, to survive kill -9 at once.",
+        ),
         "ca_file": Option(str, None, "amqps: file of the certificates to trust, instead of the system's."),
         "cert_file": Option(str, None, "amqps: file of the client's certificate."),
         "key_file": Option(str, None, "amqps: file of the client's private key."),
@@ -90,7 +99,8 @@ class RabbitDriver(Driver):
             await self._control.close()
             raise
         self._registry = Registry(self._control, self._publishing, place.connect_timeout)
-        self._topology = Topology(self._control, self._registry, unlimited_returns=self._version >= (4,))
+        settles = self.target.options["creation_settles"]
+        self._topology = Topology(self._control, self._registry, settles, unlimited_returns=self._version >= (4,))
         self._delays = Delays(self._control)
 
     async def close(self) -> None:

@@ -88,7 +88,7 @@ def capabilities_of(version: tuple[int, ...], heartbeat: int) -> Capabilities:
         lease=Lease(
             level=Level.EMULATED,
             scope="connection",
-            recover_within=3.0 * heartbeat,
+            recover_within=3.0 * heartbeat + 2.0,
             dead_peer_after=DEAD_AFTER_HEARTBEATS * heartbeat,
             note="a killed member's deliveries return at once, a frozen one's after two to three heartbeats; the "
             "server's consumer_timeout (30 minutes by default) bounds every lease",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pika.exceptions import ChannelClosed
@@ -24,12 +25,14 @@ class Topology:
     Args:
         control: The connection to declare on.
         registry: What is written down.
+        settles: Seconds that creating a group waits at its end, so that its queues survive kill -9 of the server.
         unlimited_returns: RabbitMQ 4 drops a message of a quorum queue that came back 20 times unless told otherwise;
             earlier ones never do, and do not know how to be told.
     """
 
-    def __init__(self, control: Line, registry: Registry, *, unlimited_returns: bool) -> None:
+    def __init__(self, control: Line, registry: Registry, settles: float, *, unlimited_returns: bool) -> None:
         self._control = control
+        self._settles = settles
         self._registry = registry
         self._quorum: dict[str, Any] = {"x-queue-type": "quorum"}
         if unlimited_returns:
@@ -123,7 +126,9 @@ class Topology:
             if there is None:
                 state.put_group(spec, ready=True)
                 await store()
-            return found
+        if there is None:
+            await asyncio.sleep(self._settles)
+        return found
 
     async def _stands(self, queues: GroupQueues) -> bool:
         try:

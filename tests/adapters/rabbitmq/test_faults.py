@@ -242,7 +242,7 @@ def test_everything_works_again_after_the_server_was_killed(server: Server) -> N
     """Confirmed messages, acks, delays and registry survive kill -9; producer and member are back without help."""
 
     async def test() -> None:
-        async with opened(server.url + QUICK) as here:
+        async with opened(server.url + QUICK + "&creation_settles=1.5") as here:
             await here.topic()
             group = await here.group()
             consumer = await here.join(group)
