@@ -34,6 +34,11 @@ class StreamKeys:
         return self.prefix + "lost"
 
     @property
+    def run(self) -> str:
+        """The run of the server in which the groups' counters are right; the scripts keep it."""
+        return self.prefix + "run"
+
+    @property
     def retained(self) -> str:
         """Lock that makes retention run once in a while."""
         return self.prefix + "retained"

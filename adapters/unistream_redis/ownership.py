@@ -97,7 +97,10 @@ class OwningConsumer(RedisConsumer):
             if self._closed:
                 return
             if gone:
-                self._report(gone, "removed before the group settled them: by retention, overflow or a foreign program")
+                self._report(
+                    gone if gone > 0 else None,
+                    "removed before the group settled them: by retention, overflow or a foreign program",
+                )
             for index in lost:
                 self._drop(asked[index], "its partition went to another member")
             for partition in asked.values():

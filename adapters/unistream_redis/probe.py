@@ -112,7 +112,8 @@ async def probe(link: Link, dead_peer_after: float) -> tuple[Server, Capabilitie
         max_backlog=MaxBacklog(level=Level.EMULATED, note="counted by a script with every batch"),
         max_message_bytes=MaxMessageBytes(limit=float(server.most_bytes), note="the setting proto-max-bulk-len"),
         lag=LagReport(
-            exact=True, note="an estimate only for a group placed in the middle of a stream of more than 10000 messages"
+            exact=True,
+            note="an estimate for a group over 10000 messages behind that was placed there or met a Redis 7 restart",
         ),
     )
 

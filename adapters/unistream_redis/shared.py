@@ -187,7 +187,10 @@ class SharedConsumer(LendingConsumer):
                 [name, self._name, limit, *self._tick_arguments],
             )
             if gone:
-                self._report(gone, "removed before the group settled them: by retention, overflow or a foreign program")
+                self._report(
+                    gone if gone > 0 else None,
+                    "removed before the group settled them: by retention, overflow or a foreign program",
+                )
             for entry, count in zip(entries, counts, strict=True):
                 self._hold(at, entry, count, bool(suspect))
             limit -= len(entries)

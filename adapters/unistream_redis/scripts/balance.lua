@@ -3,7 +3,8 @@
 -- KEYS: members, then for each partition: stream, owner, epoch, lost, sweep lock
 -- ARGV: group, member, lease ms, alive for ms, trim every ms, max_age ms or -1, max_messages or -1, trim, acked,
 --       then for each partition the fence of this member, or '' where it owns none
--- Returns: share, entries lost, members alive, index from 0 of each partition lost, (index, fence) of each one taken
+-- Returns: share, entries lost (-1: too many to count), members alive, index from 0 of each partition lost,
+--          (index, fence) of each one taken
 local members = KEYS[1]
 local group, member, lease, alive_for = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local max_age, max_messages = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -42,11 +43,8 @@ for index = 0, partitions - 1 do
         end
         account(KEYS[at], KEYS[at + 3])
       end
-      local counted = redis.call('HGET', KEYS[at + 3], group)
-      if counted then
-        gone = gone + counted
-        redis.call('HDEL', KEYS[at + 3], group)
-      end
+      local counted = take_lost(KEYS[at + 3], group)
+      gone = (counted < 0 or gone < 0) and -1 or gone + counted
     else
       lost[#lost + 1] = index
     end

@@ -71,8 +71,7 @@ end
 -- were removed are the first ones of the stream, so a group that read fewer than were removed has lost the rest.
 -- A group has no counter (entries-read is null) while it is in the middle of the stream after it was placed there, or after
 -- `trust` forgot it.
--- Redis 7.0 forgets what was read when it loads its append-only file: the counter falls back to where the group began
--- (seen on 7.0.15, not on 8.2.3). A group whose place is within what is there has lost nothing, whatever it says.
+-- A group whose place is within what is there has lost nothing, whatever its counter says.
 local function account(stream, lost)
   trust(stream)
   local info = map(redis.call('XINFO', 'STREAM', stream))
@@ -179,7 +178,7 @@ local function backlog(stream, group, info, at_most)
   local added, length, read = info['entries-added'], info['length'], group['entries-read']
   local unread
   if group['last-delivered-id'] == info['last-generated-id'] then
-    unread = 0 -- also where the counter was forgotten, see `account`
+    unread = 0  -- whatever the counter says
   elseif read then
     unread = math.min(length, added - read)
   elseif group['lag'] then

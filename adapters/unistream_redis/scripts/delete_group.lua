@@ -14,7 +14,7 @@ for name = at + 1, #ARGV do
     for _, kind in ipairs({ 'due:', 'held:', 'members:', 'owner:', 'epoch:', 'sweep:' }) do
       redis.call('DEL', prefix .. kind .. ARGV[name])
     end
-    redis.call('HDEL', prefix .. 'lost', ARGV[name])
+    redis.call('HDEL', prefix .. 'lost', ARGV[name], ARGV[name] .. '~')
   end
   redis.call('HDEL', KEYS[1], ARGV[name])
   redis.call('ZREM', KEYS[2], ARGV[name])

@@ -13,7 +13,7 @@ for at = 1, #ARGV do
       redis.call('DEL', ARGV[at] .. kind .. name)
     end
   end
-  redis.call('DEL', ARGV[at] .. 'lost')
+  redis.call('DEL', ARGV[at] .. 'lost', ARGV[at] .. 'run')
 end
 for at = 1, #KEYS do redis.call('DEL', KEYS[at]) end
 return 1

@@ -4,6 +4,7 @@
 -- Returns: how many, and 1 if that is exact
 local total, exact = 0, 1
 for _, stream in ipairs(KEYS) do
+  trust(stream)
   local group = group_info(stream, ARGV[1])
   if not group then return redis.error_reply('NOGROUP no such group') end
   local info = map(redis.call('XINFO', 'STREAM', stream))

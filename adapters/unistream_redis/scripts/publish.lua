@@ -6,7 +6,10 @@ local streams = #KEYS / 2
 local max_backlog, reject = tonumber(ARGV[1]), ARGV[2] == 'reject'
 for at = 1, streams do
   if redis.call('EXISTS', KEYS[at]) == 0 then return 0 end
+  trust(KEYS[at])
 end
+
+local at_most = max_backlog + 1
 
 -- The unsettled of each group; the topic is as full as its slowest group is behind.
 local function behind()
@@ -15,7 +18,7 @@ local function behind()
     local info = map(redis.call('XINFO', 'STREAM', KEYS[at]))
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[at])) do
       local group = map(flat)
-      local unread, pending = backlog(KEYS[at], group, info, max_backlog + 1)
+      local unread, pending = backlog(KEYS[at], group, info, at_most)
       local sum = unsettled[group['name']] or { total = 0 }
       sum.total = sum.total + unread + pending
       sum[at] = { unread = unread, pending = pending, info = group }
@@ -46,9 +49,7 @@ local function drop(at, sum, excess)
     local more = redis.call('XRANGE', stream, '(' .. sum[at].info['last-delivered-id'], '+', 'COUNT', excess - sum[at].pending)
     last = more[#more][1]
   end
-  local ms, seq = string.match(last, '^(%d+)-(%d+)$')
-  redis.call('XTRIM', stream, 'MINID', '=', ms .. '-' .. string.format('%.0f', tonumber(seq) + 1))
-  account(stream, KEYS[streams + at])
+  cut(stream, KEYS[streams + at], id_after(last))
 end
 
 local room = math.huge
@@ -67,6 +68,7 @@ while at <= #ARGV do
   at = at + 2 + size
 end
 if not reject then
+  at_most = max_backlog + #ids + 1
   for _ = 1, streams do
     local total, sum = slowest()
     local excess = total - max_backlog

@@ -2,7 +2,8 @@
 -- ended and for settled entries to remove.
 -- KEYS: stream, due, held, lost, members, lock
 -- ARGV: group, member, limit, lease ms, sweep every ms, alive for ms, max_age ms or -1, max_messages or -1, trim, acked
--- Returns: now, when the next one is due or -1, entries lost, whether the only entry is a suspect, entries, attempts
+-- Returns: now, when the next one is due or -1, entries lost (-1: too many to count), whether the only entry is a
+--          suspect, entries, attempts
 local stream, due, held, lost, members, lock = unpack(KEYS)
 local group, member, limit, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local alive_for = tonumber(ARGV[6])
@@ -82,10 +83,7 @@ end
 redis.call('ZADD', members, now, member)
 if redis.call('SET', lock, member, 'NX', 'PX', ARGV[5]) then sweep() end
 local entries, counts, suspect = lend()
-local counted = redis.call('HGET', lost, group)
-if counted then
-  gone = gone + counted
-  redis.call('HDEL', lost, group)
-end
+local counted = take_lost(lost, group)
+gone = counted < 0 and -1 or gone + counted
 local next_due = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
 return { now, next_due[2] and tonumber(next_due[2]) or -1, gone, suspect, entries, counts }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -17,6 +17,7 @@ from unistream_redis.errors import translate
 from unistream_redis.keys import TopicKeys
 from unistream_redis.registry import group_record, group_spec, place_of, topic_fields, topic_spec
 
+SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 NAMES = st.text(min_size=1) | st.sampled_from(["value", "Value", "unistream-dead-topic"])
 HEADERS = st.lists(
     st.tuples(NAMES.filter(lambda name: not name.startswith("unistream-") or "dead" in name), st.binary())
@@ -37,7 +38,7 @@ def stored(fields: list[str | bytes]) -> list[bytes]:
     return [field.encode() if isinstance(field, str) else field for field in fields]
 
 
-@settings(deadline=None)
+@SLOW
 @given(MESSAGES)
 def test_a_message_comes_back_as_it_was_written(message: RawMessage) -> None:
     """Body, key, id and headers survive: order, duplicates, case, bytes, and a header that is called `value`."""
@@ -52,7 +53,7 @@ def test_a_message_comes_back_as_it_was_written(message: RawMessage) -> None:
     assert fields[:2] == [b"value", message.value]
 
 
-@settings(deadline=None)
+@SLOW
 @given(st.lists(st.tuples(st.binary(), st.binary())))
 def test_any_foreign_entry_can_be_read_and_published_again(pairs: list[tuple[bytes, bytes]]) -> None:
     """Whatever fields a foreign program writes, they make a message, and its headers can be written again unchanged."""
@@ -90,7 +91,7 @@ TOPICS = st.builds(
 )
 
 
-@settings(deadline=None)
+@SLOW
 @given(TOPICS)
 def test_a_topic_comes_back_as_it_was_declared(spec: TopicSpec) -> None:
     """Every setting of a topic survives its hash."""
@@ -99,7 +100,7 @@ def test_a_topic_comes_back_as_it_was_declared(spec: TopicSpec) -> None:
     assert topic_spec("t", [field.encode() for field in fields]) == spec
 
 
-@settings(deadline=None)
+@SLOW
 @given(
     st.builds(
         GroupSpec,

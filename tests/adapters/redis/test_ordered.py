@@ -409,6 +409,7 @@ def test_an_ephemeral_ordered_group_keeps_the_order() -> None:
                 await end(consumer, [delivery])
             await consumer.close()
             left = {key.decode() async for key in here.redis.scan_iter(f"us:{{{here.name}*")}
+            left -= {f"us:{{{here.name}.{at}}}:part:run" for at in (0, 1)}  # belongs to the topic, kept on Redis 7.0
 
             assert left == {f"us:{{{here.name}.{at}}}:part:stream" for at in (0, 1)} | {f"us:{{{here.name}}}:meta"}
 

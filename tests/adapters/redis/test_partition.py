@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unistream_redis.partition import WAITING_MOST, Item, Partition
@@ -79,7 +79,7 @@ def test_a_partition_is_read_no_further_when_too_much_waits() -> None:
     assert not one.readable
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from([b"a", b"b", b"c", None]), max_size=60), st.randoms(use_true_random=False))
 def test_each_key_is_lent_in_order_one_at_a_time(keys: list[bytes | None], chance) -> None:  # type: ignore[no-untyped-def]
     """Whatever is done, put back or delayed, each key begins in order, one entry at a time, and all of it."""

@@ -467,6 +467,7 @@ def test_an_ephemeral_group_sees_what_comes_and_leaves_nothing() -> None:
 
             assert await here.redis.xinfo_groups(f"us:{{{here.name}}}:stream") == []
             left = {key.decode() async for key in here.redis.scan_iter(f"us:{{{here.name}}}:*")}
+            left -= {f"us:{{{here.name}}}:run"}  # belongs to the topic, kept on Redis 7.0
             assert left == {f"us:{{{here.name}}}:stream", f"us:{{{here.name}}}:meta"}
 
     run(test)
