@@ -189,9 +189,9 @@ class Trial:
         self._stack.push_async_callback(self._dismiss, member)
         return member
 
-    async def doomed(self, group: Group, *, max_in_flight: int = 100) -> tuple[RecordedMember, Line]:
+    async def mortal(self) -> tuple[Client, Line]:
         """
-        Return a member on a client and a line of its own, so that it can die: see `kill`.
+        Return a client and its line, by which it can die: see `kill`.
 
         Where there are sockets they go through a proxy: a driver that renews its membership on its own must die too.
         """
@@ -203,7 +203,11 @@ class Trial:
             line = Line(proxy)
             target = replace(target, driver=via(target.driver, proxy))
         self._lines.append(line)
-        client = await self.keep(target.connect(line))
+        return await self.keep(target.connect(line)), line
+
+    async def doomed(self, group: Group, *, max_in_flight: int = 100) -> tuple[RecordedMember, Line]:
+        """Return a member on a client of its own, so that it can die."""
+        client, line = await self.mortal()
         return await self.member(self.regroup(client, group), max_in_flight=max_in_flight), line
 
     def kill(self, member: RecordedMember, line: Line) -> None:

@@ -146,8 +146,7 @@ class _Seat:
         """Live one life after another until the seat is closed."""
         for number in self._numbers():
             self._ending = ""
-            line = Line()
-            client = await self._trial.open(line)
+            client, line = await self._trial.mortal()
             group = self._trial.regroup(client, self._group)
             member = await self._trial.member(
                 group, max_in_flight=self._plan.max_in_flight, name=f"{self._workload.prefix}-{self.name}.{number}"
