@@ -113,6 +113,16 @@ class Channel:
         finally:
             self._waiting.discard(answer)
 
+    async def cancel(self, tag: str) -> None:
+        """Stop a consumer; what is on its way until the server agrees is still delivered."""
+
+        def cancel(tag: str, callback: Callable[[Any], None]) -> None:
+            self.raw.basic_cancel(tag, callback=callback)
+            # pika 1.4.4 would reject what arrives meanwhile, which counts against those messages.
+            self.raw._cancelled.discard(tag)
+
+        await self.call(cancel, tag)
+
     async def close(self) -> None:
         """Close it in good order; nothing happens when it has ended."""
         if self.error is not None or self.raw is None:

@@ -406,7 +406,7 @@ class SharedConsumer(ConsumerDriver):
     async def _give_back(self, channel: Channel) -> None:
         """Stop taking, and put what was never lent back as if it had never left."""
         for tag in self._tags:
-            await channel.call(channel.raw.basic_cancel, tag)
+            await channel.cancel(tag)
         setting = self._setting
         left: Collection[_Arrival] = [*self._buffer, *self._suspects, *self._strays]
         if left and not setting.relay.blocked and channel is self._channel:
