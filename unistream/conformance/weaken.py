@@ -22,8 +22,8 @@ from unistream.conformance.runner import Result, run_case
 from unistream.conformance.saboteurs import Saboteur
 from unistream.conformance.target import Target
 
-KEPT = 40
-"""So many runs are kept for each checker: enough to find one that hangs on each of its assertions."""
+KEPT = 6
+"""So many runs are kept for each checker and saboteur: enough to find one that hangs on each assertion."""
 
 Evidence = Mapping[str, list[tuple[str, Result]]]
 """By checker: saboteurs, and runs in which that checker alone caught them."""
@@ -56,7 +56,7 @@ def gather(saboteurs: Iterable[Saboteur], target: Target, cases: Iterable[Case],
             for case in chosen:
                 result = run_case(case, harmed, seed=seed)
                 checker = _sole(result)
-                if checker and len(found[checker]) < KEPT:
+                if checker and sum(name == saboteur.name for name, _ in found[checker]) < KEPT:
                     found[checker].append((saboteur.name, result))
     return found
 

@@ -32,20 +32,20 @@ from unistream.errors import (
 CAPABILITIES = {field.name for field in fields(Capabilities)} - {"driver", "product"}
 
 
-@case("cap.complete", rules=("END-6",), tier=Tier.SMOKE)
+@case("cap.complete", rules=("CAP-3",), tier=Tier.SMOKE)
 async def complete(trial: Trial) -> None:
     """Every capability is answered with a level, and the backend says what it is."""
     offered = dict(trial.claims)
-    trial.equal(set(offered), CAPABILITIES, "END-6", "capabilities")
+    trial.equal(set(offered), CAPABILITIES, "CAP-3", "capabilities")
     for name, capability in offered.items():
-        trial.that(capability.level in Level, "END-6", f"a level for {name}", capability.level)
-    trial.that(bool(trial.claims.product), "END-6", "a product and version", trial.claims.product)
+        trial.that(capability.level in Level, "CAP-3", f"a level for {name}", capability.level)
+    trial.that(bool(trial.claims.product), "CAP-3", "a product and version", trial.claims.product)
     kind = trial.claims.durability.kind
     trial.that(kind in ("memory", "process_crash", "fsync", "replicated"), "PUB-1", "a durability", kind)
     trial.that(trial.claims.lease.recover_within >= 0, "GRP-4", "a bound", trial.claims.lease.recover_within)
 
 
-@case("cap.refused", rules=("END-6",), tier=Tier.SMOKE)
+@case("cap.refused", rules=("CAP-2",), tier=Tier.SMOKE)
 async def refused(trial: Trial) -> None:
     """A call that needs a missing capability raises UnsupportedError, naming it, before anything is touched."""
     topic = await trial.topic()
@@ -60,13 +60,13 @@ async def refused(trial: Trial) -> None:
     }
     for name, call in calls.items():
         if not dict(trial.claims)[name]:
-            error = await trial.raises(UnsupportedError, call(), "END-6")
-            trial.equal(getattr(error, "capability", None), name, "END-6", "capability named")
+            error = await trial.raises(UnsupportedError, call(), "CAP-2")
+            trial.equal(getattr(error, "capability", None), name, "CAP-2", "capability named")
     there = [spec.name for spec in await trial.client.topics() if spec.name.startswith(topic + "-")]
-    trial.equal(there, [], "END-6", "topics made on the way")
+    trial.equal(there, [], "CAP-2", "topics made on the way")
 
 
-@case("cap.limits-true", rules=("GRP-4", "DEL-6"), sometimes=("died", "redelivered"))
+@case("cap.limits-true", rules=("CAP-3", "GRP-4", "DEL-6"), sometimes=("died", "redelivered"))
 async def limits_true(trial: Trial) -> None:
     """The least lease and `recover_within` are as declared: a dead member's message comes in time."""
     topic = await trial.topic()
@@ -88,12 +88,12 @@ async def limits_true(trial: Trial) -> None:
     await again.ack()
 
 
-@case("cfg.require", rules=("END-6",), tier=Tier.SMOKE)
+@case("cfg.require", rules=("CAP-1", "END-6"), tier=Tier.SMOKE)
 async def require(trial: Trial) -> None:
     """`require` fails at open if a need is not met, and is silent if all are."""
     for name, capability in trial.claims:
         if capability.level is Level.NONE:
-            await trial.raises(UnsupportedError, trial.open(require={name: True}), "END-6")
+            await trial.raises(UnsupportedError, trial.open(require={name: True}), "CAP-1")
     offered = [name for name, capability in trial.claims if capability and capability.satisfies(True)]
     await trial.open(require=dict.fromkeys(offered, True))
     error = await trial.raises(ConfigError, trial.open(require={"orderin": "key"}), "END-6")

@@ -153,7 +153,7 @@ def any_scheme() -> Iterator[None]:
         yield
 
 
-@mutation("require-ignored", "END-6")
+@mutation("require-ignored", "CAP-1", "END-6", by=("cfg.require",))
 @contextmanager
 def require_ignored() -> Iterator[None]:
     """Never looks at what a program requires."""
@@ -201,7 +201,7 @@ class _WithoutLag(DriverLayer):
         return replace(capabilities, lag=LagReport(level=Level.NONE, exact=False))
 
 
-@mutation("silently-accepts", "END-6", layer=_WithoutLag)
+@mutation("silently-accepts", "CAP-2", by=("cap.refused",), layer=_WithoutLag)
 @contextmanager
 def silently_accepts() -> Iterator[None]:
     """Goes on with a call whose capability is missing."""
