@@ -25,6 +25,8 @@ from unistream.errors import BrokerUnavailableError, LeaseLostError, NotPublishe
 
 HASTE = 0.3
 """Seconds between a yes that is said too early and the deed."""
+SLOTH = 3.0
+"""The same where a broker must be killed in between, by a command that has to start first."""
 SHORT = 0.15
 """A time limit that a good wire always keeps."""
 
@@ -267,7 +269,7 @@ class ConfirmEarly(ConsumerLayer):
         kept = list(batch)
 
         async def send() -> None:
-            await asyncio.sleep(HASTE)
+            await asyncio.sleep(SLOTH)
             try:
                 await resolve(self.inner.settle(kept))
             except BrokerUnavailableError:
