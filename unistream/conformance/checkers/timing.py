@@ -114,7 +114,9 @@ def _waits(run: Run, terms: Terms, group: Group) -> list[tuple[int, int]]:
     # One line of changes: members alive, members waiting, faults about. At equal times gains go first.
     changes: list[tuple[int, int, int, int, int]] = []
     for member in group.members:
-        gone = run.ended if member.gone is None else member.gone
+        # In an ordered group what a member nacks stays with its partition until the member has left.
+        gone = member.gone if group.ordering == "none" else member.died or member.left
+        gone = run.ended if gone is None else gone
         changes += [(member.joined, 0, 1, 0, 0), (gone, 1, -1, 0, 0)]
         for since, until in _merged(member):
             changes += [(since, 0, 0, 1, 0), (min(until, gone), 1, 0, -1, 0)]
@@ -150,14 +152,13 @@ def _merged(member: Member) -> Iterator[tuple[int, int]]:
 
 def _dues(run: Run, terms: Terms, group: Group) -> Iterator[_Due]:
     released = _Releases(run, terms, group)
-    patience = group.lease + terms.recover_within
     for publish in promised(run, group):
         done = publish.call.done or publish.call.began
         lendings = group.by_msg.get(publish.msg, [])
         until = lendings[0].at if lendings else run.ended
         since = released.since(publish.key, publish.partition, max(done, group.created or 0), until)
         if since is not None:
-            yield _Due(since, until, patience, "GRP-1", "progress", (publish.call.index,), publish.msg)
+            yield _Due(since, until, patience(group, terms), "GRP-1", "progress", (publish.call.index,), publish.msg)
     for msg, lendings in group.by_msg.items():
         for before, again in zip(lendings, [*lendings[1:], None], strict=True):
             until = run.ended if again is None else again.at
@@ -178,6 +179,10 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
         # A nack that may not have left with its member is made good by the end of the lease.
         if run.held_from(before, call, terms) is not None:
             since = call.done + round(delay * NANO)
+            died = [each.died for each in group.members if each.died is not None and since <= each.died < until]
+            if died:
+                # The dead one may have fetched it ahead, unseen: then its lease must end first.
+                return _Due(max(died), until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
             return _Due(since, until, max(1.0, 0.1 * delay), "DEL-2", "late", (before.index, call.index), msg)
     member = run.members.get(before.member)
     if member is not None and member.left is not None:
@@ -185,7 +190,12 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
     if before.until is None:
         return None
     ended = max(before.until, before.expired or 0)
-    return _Due(ended, until, group.lease + terms.recover_within, "GRP-4", "progress", (before.index,), msg)
+    return _Due(ended, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+
+
+def patience(group: Group, terms: Terms) -> float:
+    """Return how long a message may be held up by a member that died with it, in seconds."""
+    return group.lease + terms.recover_within
 
 
 class _Releases:
