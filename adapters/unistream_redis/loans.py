@@ -67,11 +67,12 @@ class LendingConsumer(RedisConsumer):
         for at in acks:
             loan = batch[at].token
             arguments.append(loan.entry)
-            arguments.append(loans[loan])
+            # A loan may have ended while an earlier stream was waited for; 0 is no count, and is refused.
+            arguments.append(loans.get(loan, 0))
         soonest = POLL
         for at in others:
             loan, verb, delay = batch[at]
-            count = loans[loan]
+            count = loans.get(loan, 0)
             keep = max(0, count - 1) if verb is Verb.RELEASE else -1
             wait = delay if verb is Verb.NACK else 0.0
             soonest = min(soonest, wait)
@@ -116,8 +117,9 @@ class LendingConsumer(RedisConsumer):
         for stream, places in streams.items():
             keys = self._streams[stream]
             arguments: list[Argument] = [self._group.name, self._name, idle, beyond, self._lease_ms]
+            # A loan may have ended while an earlier stream was waited for; 0 is no count, and is refused.
             for at in places:
-                arguments += (tokens[at].entry, self._loans[tokens[at]])
+                arguments += (tokens[at].entry, self._loans.get(tokens[at], 0))
             try:
                 refused = await self._commands.run(
                     EXTEND, [keys.stream, keys.held(self._group.name), keys.lost], arguments
@@ -126,7 +128,7 @@ class LendingConsumer(RedisConsumer):
                 raise await self._missing(error, "extend") from error
             for index in refused:
                 outcomes[places[index]] = self._lost_loan(tokens[places[index]])
-                del self._loans[tokens[places[index]]]
+                self._loans.pop(tokens[places[index]], None)
         return outcomes
 
     def _lend(self, stream: int, entry: bytes, count: int) -> Loan:
