@@ -1,0 +1,77 @@
+"""Every case of the tier `faults` catches a driver that breaks its promise on a real Redis, and names the rule."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from unistream.conformance.registry import Tier, load_cases
+from unistream.conformance.runner import Result, run_case
+from unistream.conformance.saboteurs import load_saboteurs
+from unistream.conformance.saboteurs.wires import RoundTheWire
+from unistream.conformance.target import Target
+from unistream.conformance.verdict import Verdict
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(400)]
+
+VARIABLE = "UNISTREAM_REDIS_URL"
+SIDE_BY_SIDE = 4
+"""Cases that run at once: they mostly wait."""
+
+CASES = load_cases()
+OTHERS = {
+    "ack-on-receive": ("ack.not-on-receive", "reb.kill9", "ord.unordered-kill9"),
+    "overtake": ("ord.m3-m4-kill9", "ord.across-rebalance"),
+    "never-expire": ("net.isolate-one-member", "reb.zombie"),
+    "count-stuck": ("red.double-lease", "red.count-survives-kill9"),
+    "delay-in-memory": ("nack.delay-survives-kill9",),
+    "lose-on-close": ("reb.leave-graceful",),
+    "deaf": ("reb.join-under-load", "reb.mass-join"),
+}
+"""Saboteurs of other tiers that these cases catch too."""
+SABOTEURS = load_saboteurs()
+PAIRS = [
+    (name, by)
+    for name, each in SABOTEURS.items()
+    for by in (*each.by, *OTHERS.get(name, ()))
+    if by in {case.id for case in CASES if case.tier is Tier.FAULTS} and "dedupe" not in each.needs
+]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    """The shared Redis, whose dead connections are noticed soon."""
+    url = os.environ.get(VARIABLE)
+    assert url, f"{VARIABLE} is not set: run python -m tests.brokers run --only redis -- pytest …"
+    return Target.of(f"{url}?dead_peer_after=2")
+
+
+@pytest.fixture(scope="module")
+def results(target: Target) -> dict[tuple[str, str], Future[Result]]:
+    """All runs, side by side."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        return {
+            (name, by): pool.submit(run_case, CASES[by], replace(target, layers=(SABOTEURS[name].layer,)), seed=5)
+            for name, by in PAIRS
+        }
+
+
+@pytest.mark.parametrize(("name", "by"), PAIRS)
+def test_a_broken_promise_is_noticed(name: str, by: str, results: dict[tuple[str, str], Future[Result]]) -> None:
+    """The case reports a violation of a rule that the saboteur breaks."""
+    result = results[name, by].result()
+
+    assert result.verdict is Verdict.VIOLATION, f"{name} lives: {result}"
+    named = {result.rule, *(violation.rule for violation in result.violations)}
+    assert named & set(SABOTEURS[name].rules), f"{result}"
+
+
+@pytest.mark.parametrize("case_id", ["net.latency", "net.half-open", "net.ephemeral-gap", "net.one-byte-segments"])
+def test_a_wire_that_nobody_uses_is_no_pass(case_id: str, target: Target) -> None:
+    """With a driver that goes round the proxy a case of the wire shows nothing, and does not pass."""
+    result = run_case(CASES[case_id], replace(target, layers=(RoundTheWire,)), seed=5)
+
+    assert result.verdict is not Verdict.CONFORMS, f"{result}"
