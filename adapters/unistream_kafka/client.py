@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaConnectionError, KafkaError
 from kafka.net.compat import KafkaNetClient
-from kafka.net.inet import create_connection
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
@@ -90,7 +91,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         host, port = self._place.dial(node.host, node.port)
-        sock = await create_connection(self._net, host, port, self.config["socket_options"], timeout_at=timeout_at)
+        sock = await self._connected(host, port, timeout_at)
         if self.ssl_enabled:
             options = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
             transport = KafkaSSLTransport(self._net, sock, host=node.host, **options)
@@ -98,6 +99,25 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             transport = KafkaTCPTransport(self._net, sock, host=node.host)
         await transport.handshake()
         return transport
+
+    async def _connected(self, host: str, port: int, timeout_at: float | None) -> Any:
+        """A connected socket; kafka-python's own `create_connection` leaves those that fail open."""
+        maker = KafkaNetSocket()
+        error: BaseException = KafkaConnectionError(f"{host} has no address")
+        for family, kind, protocol, _, address in maker.dns_lookup(host, port):
+            sock = maker.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                for option in self.config["socket_options"]:
+                    sock.setsockopt(*option)
+                return await maker.sock_connect(self._net, sock, address, timeout_at=timeout_at)
+            except (OSError, KafkaError) as refused:
+                sock.close()
+                error = refused
+            except BaseException:
+                sock.close()
+                raise
+        raise KafkaConnectionError(f"{host}:{port}: {error}") from error
 
 
 class _Client(KafkaNetClient):  # type: ignore[misc]

@@ -50,21 +50,29 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
 
     async def join(self) -> None:
         """Become a member; returns when it takes part in the group."""
+        try:
+            await self._join()
+        except TimeoutError:
+            # Seen once under heavy load: the broker had forgotten a member whose client went on waiting to join.
+            self._begin()
+            try:
+                await self._join()
+            except TimeoutError as error:
+                self._failure = BrokerUnavailableError(f"join {self._name}: no answer in time", driver="kafka")
+                raise self._failure from error
+        if not self._keepers:
+            self._keepers = [self._loop.create_task(work) for work in (self._watching(), self._sweeping())]
+
+    async def _join(self) -> None:
         self._member.start()
         try:
             # A join may have to wait until the others have noticed: for a session, if one of them is dead.
-            async with asyncio.timeout(2 * self._setting.place.connect_timeout + 2 * self._setting.session):
+            async with asyncio.timeout(self._setting.place.connect_timeout + 1.5 * self._setting.session):
                 await self._joining
-        except TimeoutError as error:
-            await asyncio.shield(self._leave())
-            self._failure = BrokerUnavailableError(f"join {self._name}: no answer in time", driver="kafka")
-            raise self._failure from error
         except BaseException as error:
             self._failure = self._failure or error
             await asyncio.shield(self._leave())
             raise
-        if not self._keepers:
-            self._keepers = [self._loop.create_task(work) for work in (self._watching(), self._sweeping())]
 
     async def _leave(self) -> None:
         self._member.leave()

@@ -252,15 +252,14 @@ def test_a_cancelled_publish_does_not_disturb_others() -> None:
     async def test() -> None:
         async with opened() as here:
             producer = await here.driver.producer(await here.topic())
-            calls = [asyncio.ensure_future(producer.publish([message(n)], LIMIT)) for n in range(4)]  # type: ignore[arg-type]
+            calls = [asyncio.ensure_future(producer.publish([message(n)], LIMIT)) for n in range(2)]  # type: ignore[arg-type]
             await asyncio.sleep(0)
-            calls[1].cancel()
+            calls[0].cancel()
             await asyncio.wait(calls)
             stored = [int(one.value) for one in await here.stored()]
 
-            assert calls[1].cancelled()
-            for number in (0, 2, 3):
-                assert calls[number].result() == [RawReceipt(f"0/{stored.index(number)}")]
+            assert calls[0].cancelled()
+            assert calls[1].result() == [RawReceipt(f"0/{stored.index(1)}")]
             await producer.close()
 
     run(test)
@@ -276,7 +275,7 @@ def test_a_consumer_settles_while_a_producer_is_full() -> None:
             await here.publish(1)
             deliveries = await take(consumer, 1)
             producer = await here.driver.producer(await here.driver.topic(here.name))
-            calls = [asyncio.ensure_future(producer.publish([message(n)] * 256, LIMIT)) for n in range(4)]  # type: ignore[arg-type]
+            calls = [asyncio.ensure_future(producer.publish([message(n)] * 256, LIMIT)) for n in range(2)]  # type: ignore[arg-type]
             await end(consumer, deliveries)
             await asyncio.wait(calls)
             assert await receive(consumer, 1, LIMIT)

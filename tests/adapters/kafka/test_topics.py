@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kafka
 
 
 def test_a_topic_keeps_its_declaration() -> None:
-    """Partitions and retention come back as declared, and creating again tells how the topic stands."""
+    """Partitions, ordering and retention come back as declared; creating again tells how the topic stands."""
 
     async def test() -> None:
         async with opened() as here:
@@ -37,7 +37,7 @@ def test_a_topic_keeps_its_declaration() -> None:
             assert await here.driver.create_topic(spec) == spec
             assert await here.driver.create_topic(spec) == spec
             assert await here.driver.create_topic(TopicSpec(here.name, 5)) == TopicSpec(
-                here.name, 3, "none", Retention(max_age=3600.0, max_bytes=10_000_002)
+                here.name, 3, "key", Retention(max_age=3600.0, max_bytes=10_000_002)
             )
             assert await here.driver.topic(here.name) == TopicSpec(
                 here.name, 3, "key", Retention(max_age=3600.0, max_bytes=10_000_002)
