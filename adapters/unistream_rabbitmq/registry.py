@@ -217,6 +217,7 @@ class Registry:
         try:
             batch: Batch = publisher.batch(1)
             publisher.publish(batch, 0, "", REGISTRY, body, BasicProperties(delivery_mode=2, message_id="registry"))
+            publisher.flush()
             async with asyncio.timeout(self._timeout):
                 await batch.done
         finally:

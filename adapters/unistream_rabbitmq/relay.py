@@ -64,6 +64,7 @@ class Relay:
             batch = publisher.batch(len(hops))
             for index, (exchange, hop) in enumerate(zip(exchanges, hops, strict=True)):
                 publisher.publish(batch, index, exchange, hop.queue, hop.body, hop.properties)
+            publisher.flush()
             try:
                 async with asyncio.timeout(self._timeout):
                     await batch.done
