@@ -28,7 +28,7 @@ async def net_faults(trial: Trial) -> None:
 
 
 @case(
-    "sim.keyed-faults",
+    "sim.keyed-storm",
     rules=("ORD-2", *RULES),
     level=GATED(ordering="key"),
     tier=Tier.FAULTS,
