@@ -260,6 +260,9 @@ def kill(url: str, *, names: Sequence[str], profile: str, seed: int, quick: bool
         raise ValueError(f"no saboteur is named {', '.join(sorted(unknown))}; there are {', '.join(saboteurs)}")
     fates = []
     for name in names or saboteurs:
+        if set(saboteurs[name].needs) & target.lacks.keys():
+            print(f"unseen {name:<22} it needs a {saboteurs[name].needs[0]}, which can't exist here")
+            continue
         fate = sabotage(saboteurs[name], target, cases, seed=seed, quick=quick)
         fates.append(fate)
         word = "killed" if fate.killed else "LIVES"
