@@ -382,3 +382,36 @@ def _asked_in_a_fork(producer: unistream.Producer) -> str:
 
 async def _never() -> None:
     await asyncio.get_running_loop().create_future()
+
+
+def test_cancelled_in_the_moment_of_having_entered_is_undone() -> None:
+    """A part that had just been opened when its entry was cancelled is closed again."""
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        script = Script(on_producer=gate.wait)  # type: ignore[arg-type]
+        async with connected(script) as client:
+            entering = asyncio.create_task(client.producer("t").__aenter__())
+            await spin()
+            [opening] = client._parts._openings
+            opening.add_done_callback(lambda _: entering.cancel())
+            gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await entering
+            assert script.open == []
+
+    run(main())
+
+
+def test_a_settle_that_gets_through_does_not_heal_a_deleted_group() -> None:
+    """`health` stays failed, though the connection stands."""
+
+    async def main() -> None:
+        script = Script()
+        async with connected(script) as client, client.group("g", "t").consumer() as consumer:
+            consumer._fail(unistream.GroupMissingError("gone"))
+            consumer._link.up()
+            consumer._link.down(BrokerUnavailableError("away"))
+            assert (await client.health()).state == "failed"
+
+    run(main())
