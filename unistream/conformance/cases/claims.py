@@ -38,7 +38,7 @@ async def complete(trial: Trial) -> None:
     offered = dict(trial.claims)
     trial.equal(set(offered), CAPABILITIES, "CAP-3", "capabilities")
     for name, capability in offered.items():
-        trial.that(capability.level in Level, "CAP-3", f"a level for {name}", capability.level)
+        trial.that(isinstance(capability.level, Level), "CAP-3", f"a level for {name}", capability.level)
     trial.that(bool(trial.claims.product), "CAP-3", "a product and version", trial.claims.product)
     kind = trial.claims.durability.kind
     trial.that(kind in ("memory", "process_crash", "fsync", "replicated"), "PUB-1", "a durability", kind)

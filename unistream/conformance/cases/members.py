@@ -81,5 +81,5 @@ async def dropped_unsettled(trial: Trial) -> None:
         log.removeFilter(heard)
         log.setLevel(level)
     told = [text for text in heard.said if "dropped" in text]
-    trial.equal(len(told), 1, "DEL-8", "warnings")
+    trial.that(len(told) == 1, "DEL-8", "one warning", told)
     trial.that(__file__ in told[0], "DEL-8", f"the place, in {__file__}", told[0])

@@ -68,7 +68,7 @@ async def distinct(trial: Trial) -> None:
     group = await trial.group(topic)
     producer = await trial.producer(topic)
     ids = [f"{'same-beginning-' * 7}{number:05d}" for number in range(300)]
-    ids += [f"{number:05d}{'-same-end' * 12}" for number in range(300)] + ["A", "a", "a ", "0", "00"]
+    ids += [f"{number:05d}{'-same-end' * 12}" for number in range(300)] + ["A", "a", "a.", "0", "00"]
     for name in ids:
         _, receipt = await producer.publish(id=name)
         trial.that(receipt.duplicate is not True, "PUB-3", f"{name} not taken for a duplicate", receipt.duplicate)

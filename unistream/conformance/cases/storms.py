@@ -14,14 +14,28 @@ MESSAGES = 2000
 
 
 @case(
-    "sim.client-faults", rules=RULES, tier=Tier.FAULTS, facilities=WORLD, sometimes=(*SOMETIMES, "killed"), limit=600.0
+    "sim.client-faults",
+    rules=RULES,
+    tier=Tier.FAULTS,
+    facilities=WORLD,
+    sometimes=(*SOMETIMES, "killed"),
+    limit=600.0,
+    alone=True,
 )
 async def client_faults(trial: Trial) -> None:
     """While processes are killed, stopped and made to leave, nothing confirmed is lost and no loans overlap."""
     await rage(trial, Storm("queue", MESSAGES, 6, CLIENT))
 
 
-@case("sim.net-faults", rules=RULES, tier=Tier.FAULTS, facilities=WORLD, sometimes=(*SOMETIMES, "broken"), limit=600.0)
+@case(
+    "sim.net-faults",
+    rules=RULES,
+    tier=Tier.FAULTS,
+    facilities=WORLD,
+    sometimes=(*SOMETIMES, "broken"),
+    limit=600.0,
+    alone=True,
+)
 async def net_faults(trial: Trial) -> None:
     """While wires are reset, cut, held, slowed and lose bytes, nothing confirmed is lost and no loans overlap."""
     await rage(trial, Storm("fan-out", MESSAGES, 7, NET, members=2))
@@ -35,6 +49,7 @@ async def net_faults(trial: Trial) -> None:
     facilities=WORLD,
     sometimes=SOMETIMES,
     limit=600.0,
+    alone=True,
 )
 async def keyed_faults(trial: Trial) -> None:
     """While processes and wires fail, no message is lent ahead of an unsettled older one of its key."""
@@ -49,6 +64,7 @@ async def keyed_faults(trial: Trial) -> None:
     facilities=(*WORLD, f"hook:{RESTART}", f"hook:{KILL9}"),
     sometimes=(*SOMETIMES, "struck"),
     limit=600.0,
+    alone=True,
 )
 async def broker_faults(trial: Trial) -> None:
     """While the broker is restarted and killed, and clients too, nothing confirmed is lost and no loans overlap."""

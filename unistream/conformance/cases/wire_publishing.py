@@ -87,7 +87,7 @@ async def reply_lost(trial: Trial) -> None:
     level=GATED("dedupe"),
     tier=Tier.FAULTS,
     facilities=WIRE,
-    sometimes=(*CARRIED, "lost", "confirmed", "drained"),
+    sometimes=(*CARRIED, "lost", "confirmed", "delivered"),
     limit=90.0,
 )
 async def reply_lost_retry(trial: Trial) -> None:
@@ -182,6 +182,7 @@ async def failed_is_absent(trial: Trial) -> None:
     producer = await line.producer(topic, max_unconfirmed=8)
     dice = Random(trial.seed)
     for turn in range(12):
+        await attempt(producer, timeout=trial.pace.patience)
         with line.harm(producer, "made difficult") as proxy:
             match turn % 4:
                 case 0:
