@@ -80,6 +80,6 @@ async def dropped_unsettled(trial: Trial) -> None:
     finally:
         log.removeFilter(heard)
         log.setLevel(level)
-    told = [text for text in heard.said if "dropped" in text]
+    told = [text for text in heard.said if "was dropped" in text]
     trial.that(len(told) == 1, "DEL-8", "one warning", told)
     trial.that(__file__ in told[0], "DEL-8", f"the place, in {__file__}", told[0])
