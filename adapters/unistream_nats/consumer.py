@@ -1,15 +1,13 @@
-"""One member of one group: asks its lanes for messages, judges what was lent before, and hands over."""
+"""One member of one group: asks its lanes for messages, keeps its place, and leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import (
     DataLoss,
@@ -28,13 +26,13 @@ from unistream.errors import (
     TopicMissingError,
     UnistreamError,
 )
-from unistream_nats.entries import message_of
 from unistream_nats.errors import ApiError, NoResponder, translate
-from unistream_nats.lane import Arrival, Lane
+from unistream_nats.lane import Lane
 from unistream_nats.link import Link
-from unistream_nats.loans import Loan, Loans
+from unistream_nats.loans import Loans
 from unistream_nats.names import stream_name, who_subject
 from unistream_nats.notes import Notes
+from unistream_nats.shelf import Shelf
 from unistream_nats.upkeep import Upkeep
 from unistream_nats.wire import Gone, Wire
 
@@ -52,8 +50,6 @@ _LOOK = 0.2
 _STALE = 0.5
 """Seconds after which it looks again at one that had nothing."""
 _UPKEEP_EVERY = 5.0
-_HELD_FOR = 1.0
-"""Seconds that a message waits here for somebody to take it, before it goes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +75,7 @@ class Setting:
 
 
 class NatsConsumer(ConsumerDriver):
-    """
-    One member.
-
-    What the server hands over goes into `_fresh` if it was lent before and must be judged, else into `_held`, so that
-    nothing is lost when `receive` is cancelled; it is given back when nobody takes it.
-    """
+    """One member. What its lanes bring goes to a shelf, from which `receive` takes."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -94,6 +85,7 @@ class NatsConsumer(ConsumerDriver):
         self._link = setting.link
         self._loop = asyncio.get_running_loop()
         self._loans = Loans(setting.link, setting.notes, setting.topic.name, setting.group.lease, setting.lost)
+        self._shelf = Shelf(setting.group, setting.topic, self._loans, setting.notes)
         self._keyed = setting.group.ordering == "key"
         self._lanes = [
             Lane(
@@ -102,7 +94,7 @@ class NatsConsumer(ConsumerDriver):
                 name,
                 most=1 if self._keyed and at < len(setting.lanes) - 1 else None,
                 counts=not self._keyed,
-                arrived=self._arrive,
+                arrived=self._shelf.put,
                 changed=self._wake,
             )
             for at, name in enumerate(setting.lanes)
@@ -111,13 +103,8 @@ class NatsConsumer(ConsumerDriver):
         self._name = f"m-{secrets.token_hex(8)}"
         self._wire: Wire | None = None
         self._who = 0
-        self._fresh: list[Arrival] = []
-        self._held: deque[Loan] = deque()
-        self._cautious = False
         self._signal = asyncio.Event()
-        self._partitions: dict[bytes, int] = {}
         self._slice = min(_MOST_SLICE, max(_SLICE, _SLICE * len(self._lanes) / 8))
-        self._handling = asyncio.Lock()
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -146,13 +133,9 @@ class NatsConsumer(ConsumerDriver):
         while True:
             if self._closed:
                 raise ClosedError("the consumer is closed", driver="nats", topic=self._topic.name)
-            if self._fresh:
-                async with self._handling:
-                    await self._judge()
             self._report()
-            if self._held and not any(lane.flowing for lane in self._lanes):
-                async with self._handling:
-                    taken = await self._take(limit, started)
+            if len(self._shelf) and not any(lane.flowing for lane in self._lanes):
+                taken = await self._shelf.take(limit, started)
                 if taken:
                     return taken
                 continue
@@ -192,7 +175,7 @@ class NatsConsumer(ConsumerDriver):
     def _pull(self, limit: int, seconds: float) -> bool:
         """Ask the lanes that are free for what there is room for; whether anybody was asked."""
         now = self._loop.time()
-        room = limit - len(self._held) - len(self._fresh) - sum(lane.left for lane in self._lanes)
+        room = limit - len(self._shelf) - sum(lane.left for lane in self._lanes)
         free = [lane for lane in self._lanes if lane.ready(now)]
         wait = min(self._slice, max(seconds, 0.02))
         if room < len(free):
@@ -201,7 +184,7 @@ class NatsConsumer(ConsumerDriver):
         for at, lane in enumerate(free):
             if room <= 0:
                 break
-            data.append(lane.pull(1 if self._cautious else max(1, room - (len(free) - 1 - at)), wait))
+            data.append(lane.pull(1 if self._shelf.cautious else max(1, room - (len(free) - 1 - at)), wait))
             room -= lane.left
         if data:
             assert self._wire is not None
@@ -219,93 +202,8 @@ class NatsConsumer(ConsumerDriver):
         free.sort(key=lambda lane: (lane.asked_at > stale, not lane.served, lane.asked_at))
         return _GLANCE if free[0].asked_at <= stale or free[0].served else _LOOK
 
-    async def _take(self, limit: int, started: float) -> list[RawDelivery]:
-        """What may be handed over: a suspect alone, and nothing else is kept here beside it."""
-        held = self._held
-        ended = self._loop.time() - self._group.lease
-        while held and held[0].arrival.at <= ended:
-            held.popleft()
-        if not held:
-            return []
-        if held[0].suspect:
-            taken = [held[0]]
-            if len(held) > 1:
-                await self._return(list(held)[1:])
-            self._cautious = True
-        else:
-            taken = []
-            for loan in held:
-                if loan.suspect or len(taken) == limit:
-                    break
-                taken.append(loan)
-            self._cautious = self._cautious and any(loan.suspect for loan in held)
-        early = [loan for loan in taken if loan.arrival.at < started]
-        if early:
-            await self._loans.refresh(early)
-        for _ in taken:
-            held.popleft()
-        return [self._deliver(loan, started) for loan in taken]
-
-    async def _return(self, loans: Sequence[Loan]) -> None:
-        """Give back, untouched, what is held here; goes on when the caller is cancelled."""
-        for loan in loans:
-            self._held.remove(loan)
-        await asyncio.shield(asyncio.ensure_future(self._loans.give_back(loans)))
-
-    def _deliver(self, loan: Loan, started: float) -> RawDelivery:
-        arrival = loan.arrival
-        subject, _, head, body = arrival.native
-        partition = self._partitions.get(subject)
-        if partition is None:
-            partition = self._partition_of(subject)
-        message = message_of(head, body, partition)
-        if partition < 0:
-            key = message.key
-            at = 0 if key is None else partition_for(key, self._topic.partitions)
-            message = message._replace(partition=at)
-        untouched = 0 if loan.note is None else loan.note.untouched
-        return RawDelivery(
-            message,
-            self._loans.lend(loan, started),
-            str(arrival.sequence),
-            arrival.nanoseconds // 1000 / 1e6,  # not rounded up: a start at this time includes the message
-            max(1, arrival.lending - untouched),
-            loan.suspect,
-            arrival.native,
-        )
-
-    def _partition_of(self, subject: bytes) -> int:
-        """The partition that a subject names; -1 where a foreign program used another."""
-        words = subject.split(b".")
-        number = int(words[2]) if len(words) > 2 and words[2].isdigit() else -1
-        if number >= self._topic.partitions:
-            number = -1
-        if len(self._partitions) < 4096:
-            self._partitions[subject] = number
-        return number
-
-    # What comes
-
-    def _arrive(self, arrival: Arrival) -> None:
-        if arrival.lending == 1:
-            self._held.append(Loan(arrival, None, False))
-        else:
-            self._fresh.append(arrival)
-
     def _wake(self) -> None:
         self._signal.set()
-
-    async def _judge(self) -> None:
-        """Find out how the loans before ended."""
-        fresh = list(self._fresh)
-        if not fresh:
-            return
-        notes = await self._setting.notes.read([(arrival.lane.name, arrival.sequence) for arrival in fresh])
-        for arrival, note in zip(fresh, notes, strict=True):
-            ended = note is not None and note.lending == arrival.lending - 1
-            suspect = note is None or note.suspect or not ended
-            self._held.append(Loan(arrival, note, suspect))
-        del self._fresh[: len(fresh)]
 
     def _report(self) -> None:
         for lane in self._lanes:
@@ -328,7 +226,7 @@ class NatsConsumer(ConsumerDriver):
 
     def _answer_who(self, subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
         if self._wire is not None and self._wire.usable and reply:
-            said = json.dumps({"name": self._name, "in_flight": len(self._loans) + len(self._held)}).encode()
+            said = json.dumps({"name": self._name, "in_flight": len(self._loans) + len(self._shelf)}).encode()
             self._wire.write((b"PUB %b %d\r\n%b\r\n" % (reply, len(said), said),))
 
     async def _doubt(self) -> None:
@@ -357,14 +255,12 @@ class NatsConsumer(ConsumerDriver):
             for lane in self._lanes:
                 lane.gone = False
             self._loans.end_all("the ephemeral group was removed while its consumer was away")
-            self._held.clear()
-            self._fresh.clear()
+            self._shelf.clear()
             detail = "the ephemeral group was removed while its consumer was away"
             self._setting.emit(DataLoss(self._topic.name, self._group.name, None, detail))
             return
         self._loans.end_all(str(missing))
-        self._held.clear()
-        self._fresh.clear()
+        self._shelf.clear()
         raise missing
 
     async def _missing(self) -> UnistreamError:
@@ -385,7 +281,7 @@ class NatsConsumer(ConsumerDriver):
                 with translate(f"keep the place in group {self._group.name!r}", self._topic.name):
                     await self._attach()
                     await self._loans.keep()
-                    await self._return_stale()
+                    await self._shelf.return_stale()
                     if self._loop.time() >= upkeep_at:
                         upkeep_at = self._loop.time() + _UPKEEP_EVERY
                         if self._group.ephemeral:
@@ -408,16 +304,6 @@ class NatsConsumer(ConsumerDriver):
             subject = f"{self._link.place.api}CONSUMER.MSG.NEXT.{self._stream}.{lane.name}"
             reply = f"{self._wire.inbox}{self._wire.expect_none()}"
             self._wire.write((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n"))
-
-    async def _return_stale(self) -> None:
-        """Give back what waited too long for somebody to take it."""
-        before = self._loop.time() - min(_HELD_FOR, self._group.lease / 3)
-        async with self._handling:
-            if self._fresh and self._fresh[0].at < before:
-                await self._judge()
-            stale = [loan for loan in self._held if loan.arrival.at < before]
-            if stale:
-                await self._return(stale)
 
     async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
         """See `ConsumerDriver.settle`."""
@@ -445,7 +331,7 @@ class NatsConsumer(ConsumerDriver):
                 await self._leave()
         except (BrokerUnavailableError, GroupMissingError, TopicMissingError):
             # Unreachable, or nothing to leave: what is left ends with its lease.
-            self._held.clear()
+            self._shelf.clear()
         finally:
             for lane in self._lanes:
                 lane.detach()
@@ -470,10 +356,7 @@ class NatsConsumer(ConsumerDriver):
         if self._group.ephemeral:
             await self._remove()
             return
-        async with self._handling:
-            await self._judge()
-            if self._held:
-                await self._return(list(self._held))
+        await self._shelf.return_all()
 
     async def _remove(self) -> None:
         for lane in self._lanes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
 import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,33 +9,19 @@ from typing import Any, ClassVar
 
 from unistream.driver.contract import ConsumerDriver, Driver, ProducerDriver
 from unistream.driver.types import Event, GroupSpec, Lag, Member, Option, StartAt, Target, Token, TopicSpec
-from unistream.errors import ConfigError, GroupMissingError, UnsupportedError
+from unistream.errors import ConfigError, UnsupportedError
 from unistream_nats.consumer import NatsConsumer, Setting
 from unistream_nats.errors import ApiError, Code, translate
+from unistream_nats.groups import Groups
 from unistream_nats.link import Link, Place
-from unistream_nats.names import (
-    INTERNAL,
-    STREAM_PREFIX,
-    escape,
-    guard_name,
-    lane_filters,
-    stream_name,
-    who_subject,
-)
+from unistream_nats.names import INTERNAL, STREAM_PREFIX, lane_filters, stream_name
 from unistream_nats.native import NativeClient
 from unistream_nats.notes import Notes
 from unistream_nats.probe import probe
 from unistream_nats.producer import NatsProducer
-from unistream_nats.registry import consumer_config, group_spec, is_ours, start_config, stream_config, topic_spec
-from unistream_nats.upkeep import consumers_of
+from unistream_nats.registry import stream_config, topic_spec
 
 __all__ = ["NatsDriver"]
-
-_EPHEMERAL_SECONDS = 60.0
-"""How long an ephemeral group outlives its consumer, if that can't remove it."""
-_GUARD_SECONDS = 3600.0
-_ANSWERS_WITHIN = 0.5
-"""Seconds that members get to answer who they are."""
 
 
 def _seconds(text: str) -> float:
@@ -206,151 +190,44 @@ class NatsDriver(Driver):
         """
         topic = await self.topic(spec.topic)
         with translate(f"create group {spec.name!r} of topic {spec.topic!r}", spec.topic):
-            there = await self._consumer(spec.topic, escape(spec.name))
-            if there is None:
-                refused = await self._create_lanes(spec, topic, spec.start)
-                there = await self._consumer(spec.topic, escape(spec.name))
-                if there is None:
-                    raise refused or self._no_group(spec.topic, spec.name)
-        return group_spec(spec.topic, {"name": escape(spec.name), **there["config"]})
-
-    async def _create_lanes(self, spec: GroupSpec, topic: TopicSpec, start: StartAt) -> ApiError | None:
-        """Make the consumers of a group that are not there; what the server said of one that is there otherwise."""
-        stream = stream_name(topic.name)
-        idle = _EPHEMERAL_SECONDS if spec.ephemeral else None
-        refused: ApiError | None = None
-        for name, subject in lane_filters(spec, topic).items():
-            config = consumer_config(spec, name, subject, spec.start, idle_seconds=idle) | start_config(start)
-            verb = f"CONSUMER.CREATE.{stream}.{name}" if spec.ephemeral else f"CONSUMER.DURABLE.CREATE.{stream}.{name}"
-            if spec.ephemeral and subject is not None:
-                verb += f".{subject}"
-            try:
-                await self._link.api(verb, {"stream_name": stream, "config": config, "action": "create"})
-            except ApiError as error:
-                if error.code not in Code.CONSUMER_EXISTS:
-                    raise
-                refused = error
-        return refused
-
-    async def _consumer(self, topic: str, name: str) -> dict[str, Any] | None:
-        try:
-            return await self._link.api(f"CONSUMER.INFO.{stream_name(topic)}.{name}")
-        except ApiError as error:
-            if error.code != Code.CONSUMER_MISSING:
-                raise
-            return None
+            return await self._groups(spec.topic).create(spec, topic)
 
     async def delete_group(self, topic: str, name: str) -> None:
         """See `Driver.delete_group`."""
         with translate(f"delete group {name!r} of topic {topic!r}", topic):
             try:
-                await self._delete_lanes(topic, name)
+                await self._groups(topic).delete(name)
             except ApiError as error:
                 if error.code != Code.STREAM_MISSING:
                     raise
 
-    async def _delete_lanes(self, topic: str, name: str, *, keep: str = "") -> None:
-        escaped = escape(name)
-        names = [consumer["name"] for consumer in await consumers_of(self._link, stream_name(topic))]
-        # The one named like the group first: without it there is no group.
-        for consumer in sorted(names):
-            if consumer != keep and (consumer == escaped or consumer.startswith(escaped + INTERNAL)):
-                try:
-                    await self._link.api(f"CONSUMER.DELETE.{stream_name(topic)}.{consumer}")
-                except ApiError as error:
-                    if error.code != Code.CONSUMER_MISSING:
-                        raise
-                await self._notes(topic).purge(consumer)
-
     async def groups(self, topic: str) -> Sequence[GroupSpec]:
         """See `Driver.groups`. Durable pull consumers that a foreign program made are groups with all defaults."""
         with translate(f"groups of topic {topic!r}", topic):
-            consumers = await consumers_of(self._link, stream_name(topic))
-        configs = [consumer["config"] for consumer in consumers]
-        found = [
-            group_spec(topic, {"name": config["durable_name"], **config})
-            for config in configs
-            if config.get("durable_name")
-            and INTERNAL not in config["durable_name"]
-            and (is_ours(config) or not config.get("deliver_subject"))
-        ]
-        return sorted(found, key=lambda group: group.name)
-
-    async def _lanes(self, topic: str, group: str) -> tuple[GroupSpec, TopicSpec, list[dict[str, Any]]]:
-        """A group, its topic, and its consumers as the server describes them."""
-        spec = await self.topic(topic)
-        marker = await self._consumer(topic, escape(group))
-        if marker is None:
-            raise self._no_group(topic, group)
-        found = group_spec(topic, {"name": escape(group), **marker["config"]})
-        names = [name for name in lane_filters(found, spec) if name != escape(group)]
-        others = await asyncio.gather(*(self._consumer(topic, name) for name in names))
-        return found, spec, [marker, *(other for other in others if other is not None)]
+            return await self._groups(topic).all()
 
     async def lag(self, topic: str, group: str) -> Lag:
         """See `Driver.lag`."""
+        spec = await self.topic(topic)
         with translate(f"lag of group {group!r} of topic {topic!r}", topic):
-            _, _, lanes = await self._lanes(topic, group)
+            _, lanes = await self._groups(topic).lanes(group, spec)
         return Lag(sum(lane["num_pending"] + lane["num_ack_pending"] for lane in lanes), True)
 
     async def members(self, topic: str, group: str) -> Sequence[Member]:
         """See `Driver.members`. The members are asked; the server does not know them."""
+        spec = await self.topic(topic)
         with translate(f"members of group {group!r} of topic {topic!r}", topic):
-            await self._lanes(topic, group)
-            return await self._ask_members(topic, group)
-
-    async def _ask_members(self, topic: str, group: str) -> Sequence[Member]:
-        wire = await self._link.wire()
-        found: dict[str, Member] = {}
-
-        def answer(subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
-            if body:
-                said = json.loads(body)
-                found[said["name"]] = Member(said["name"], said["in_flight"])
-
-        inbox = f"{wire.inbox}{wire.expect_none()}.who"
-        sid = wire.subscribe(inbox, answer)
-        try:
-            wire.write((f"PUB {who_subject(topic, group)} {inbox} 0\r\n\r\n".encode(),))
-            await asyncio.sleep(_ANSWERS_WITHIN)
-        finally:
-            wire.unsubscribe(sid)
-        return [found[name] for name in sorted(found)]
+            await self._groups(topic).lanes(group, spec)
+            return await self._groups(topic).members(group)
 
     async def seek(self, topic: str, group: str, to: StartAt) -> None:
-        """
-        See `Driver.seek`.
-
-        The group's consumers are made anew. A guard stands at the new place meanwhile, so that nobody trims it away.
-        """
-        place = start_config(to)
+        """See `Driver.seek`."""
+        spec = await self.topic(topic)
         with translate(f"seek group {group!r} of topic {topic!r}", topic):
-            spec, its_topic, lanes = await self._lanes(topic, group)
-            if any(lane["num_waiting"] for lane in lanes) or await self._ask_members(topic, group):
-                raise UnsupportedError(
-                    f"seek group {group!r} of topic {topic!r}: members are joined; close them first",
-                    capability="seek",
-                    driver="nats",
-                    topic=topic,
-                )
-            stream, guard = stream_name(topic), guard_name(group)
-            config = {
-                "name": guard,
-                "ack_policy": "explicit",
-                "inactive_threshold": round(_GUARD_SECONDS * 1e9),
-                **place,
-            }
-            await self._link.api(
-                f"CONSUMER.CREATE.{stream}.{guard}", {"stream_name": stream, "config": config, "action": "create"}
-            )
-            await self._delete_lanes(topic, group, keep=guard)
-            refused = await self._create_lanes(spec, its_topic, to)
-            if refused is not None:
-                raise refused
-            await self._link.api(f"CONSUMER.DELETE.{stream}.{guard}")
+            await self._groups(topic).seek(group, spec, to)
 
-    def _no_group(self, topic: str, name: str) -> GroupMissingError:
-        return GroupMissingError(f"topic {topic!r} has no group {name!r}", driver="nats", topic=topic)
+    def _groups(self, topic: str) -> Groups:
+        return Groups(self._link, topic, self._notes(topic))
 
     # Producers and consumers
 
@@ -386,7 +263,7 @@ class NatsDriver(Driver):
             group = GroupSpec(group.topic, name, group.ordering, "latest", group.lease, group.max_lease, ephemeral=True)
 
         async def create() -> None:
-            await self._create_lanes(group, topic, "latest")
+            await self._groups(topic.name).create_lanes(group, topic, "latest")
 
         if group.ephemeral:
             with translate(f"join topic {topic.name!r}", topic.name):

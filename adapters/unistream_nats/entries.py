@@ -24,6 +24,7 @@ OVERHEAD = 1024
 neither a key that needs escaping nor headers that need base64."""
 
 _PLAIN = re.compile(r"[!-~]+")
+_IDENTITY = re.compile(rb"[!-~]{1,128}")
 _HEAD = b"NATS/1.0\r\nNats-Msg-Id: %b\r\nunistream-id: %b\r\nunistream-v: 1\r\n\r\n"
 _HEAD_KEY = b"NATS/1.0\r\nNats-Msg-Id: %b\r\nunistream-id: %b\r\nunistream-v: 1\r\nunistream-key: %b\r\n\r\n"
 _MESSAGE_ID = "nats-msg-id"
@@ -100,8 +101,8 @@ def message_of(head: bytes, body: bytes, partition: int) -> RawMessage:
         # One space belongs to the format; servers and clients of NATS ignore more.
         pairs.append((text, value[1:] if value[:1] == b" " else value))
     if ours:
-        if len(pairs) == 3 and pairs[2][0] == "unistream-v":
-            return RawMessage(pairs[1][1].decode("ascii", "replace"), body, None, (), partition)
+        if len(pairs) == 3 and pairs[2][0] == "unistream-v" and _IDENTITY.fullmatch(pairs[1][1]):
+            return RawMessage(pairs[1][1].decode(), body, None, (), partition)
         pairs = [pair for pair in pairs if pair[0].lower() != _MESSAGE_ID]
         before = next((value for name, value in pairs if name == _IN_BODY), b"0")
         if before.isdigit() and 0 < int(before) <= len(body):

@@ -21,7 +21,7 @@ from unistream_nats.entries import MOST_HEADERS, OVERHEAD, payload_size, written
 from unistream_nats.errors import ApiError, refusal, translate
 from unistream_nats.link import Link
 from unistream_nats.names import FREE, stream_name, subject_of
-from unistream_nats.wire import Gone, Refused, Wire
+from unistream_nats.wire import Gone, Wire
 
 __all__ = ["NatsProducer"]
 
@@ -36,9 +36,10 @@ class _Batch:
         outcomes: Those that came.
         homeless: Places of messages that no stream took.
         error: Why no more replies come.
+        refused: Whether some have no right, and get no reply.
     """
 
-    __slots__ = ("_subjects", "_topic", "_wanted", "error", "first", "future", "homeless", "outcomes")
+    __slots__ = ("_subjects", "_topic", "_wanted", "error", "first", "future", "homeless", "outcomes", "refused")
 
     def __init__(self, topic: str, subjects: Sequence[str], future: asyncio.Future[None]) -> None:
         self._topic = topic
@@ -49,6 +50,7 @@ class _Batch:
         self.outcomes: list[PublishOutcome | None] = [None] * len(subjects)
         self.homeless: list[int] = []
         self.error: Exception | None = None
+        self.refused = False
 
     def answer(self, number: int, head: bytes, body: bytes) -> None:
         """See `Waiter`."""
@@ -61,25 +63,28 @@ class _Batch:
                 self.outcomes[at] = refusal(ApiError(told["error"]), self._topic)
             else:
                 self.outcomes[at] = RawReceipt(str(told["seq"]), told.get("duplicate", False))
-        self._wanted -= 1
-        if not self._wanted and not self.future.done():
-            self.future.set_result(None)
+        self._count()
 
     def fail(self, error: Exception) -> None:
         """See `Waiter`."""
-        if isinstance(error, Refused):
-            for at, outcome in enumerate(self.outcomes):
-                if outcome is None:
-                    refused = AccessError(f"publish to {self._topic!r}: {error}", driver="nats", topic=self._topic)
-                    refused.stored = "no"
-                    self.outcomes[at] = refused
         self.error = error
         if not self.future.done():
             self.future.set_result(None)
 
-    def asked(self, subject: str) -> bool:
+    def refuse(self, subject: str, error: Exception) -> None:
         """See `Waiter`."""
-        return subject in self._subjects
+        for at, mine in enumerate(self._subjects):
+            if mine == subject and self.outcomes[at] is None:
+                refused = AccessError(f"publish to {self._topic!r}: {error}", driver="nats", topic=self._topic)
+                refused.stored = "no"
+                self.outcomes[at] = refused
+                self.refused = True
+                self._count()
+
+    def _count(self) -> None:
+        self._wanted -= 1
+        if not self._wanted and not self.future.done():
+            self.future.set_result(None)
 
 
 class NatsProducer(ProducerDriver):
@@ -133,7 +138,7 @@ class NatsProducer(ProducerDriver):
         except TimeoutError as late:
             sent.error = late
         finally:
-            if not sent.future.done() or sent.error is not None:
+            if not sent.future.done() or sent.error is not None or sent.refused:
                 wire.forget(sent.first, len(places))
         if sent.homeless:
             await self._house(sent)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +19,9 @@ __all__ = ["Upkeep", "consumers_of"]
 _MANY = 100_000
 _MANY_BYTES = 256 * 1024 * 1024
 """Settled messages, or bytes of the whole topic, beyond which they are removed at once and whatever waits."""
+_AT_MOST = 10_000
+_AT_ONCE = 250
+"""How many messages are removed one by one in one look, and how many of them at once."""
 
 
 async def consumers_of(link: Link, stream: str) -> list[dict[str, Any]]:
@@ -74,10 +80,10 @@ class Upkeep:
 
     async def _trim(self, state: Mapping[str, Any], consumers: Sequence[Mapping[str, Any]], now: float) -> None:
         """
-        Purge what was settled by every group some time ago.
+        Remove what was settled by every group some time ago.
 
-        Not while a message may wait to be lent again: a purge empties the server's queue of those, though what is in it
-        is not purged (`consumer.purge` in nats-server 2.9 and 2.15), and then they come when their leases end only.
+        A purge is not made while a message may wait to be lent again: it empties the server's queue of those, though
+        what is in it is not purged (`consumer.purge` in nats-server 2.15), and they come only when their leases end.
         Where a pull waits nothing does.
         """
         floor = min(_floor(consumer, state["last_seq"]) for consumer in consumers)
@@ -89,14 +95,36 @@ class Upkeep:
         first = state["first_seq"]
         if not state["messages"] or floor < first:
             return
-        if floor - first < _MANY and state["bytes"] < _MANY_BYTES:
+        many = floor - first >= _MANY or state["bytes"] >= _MANY_BYTES
+        if not many:
             while len(settled) > 1 and settled[1][0] <= now - self._keep:
                 settled.popleft()
             since, floor = settled[0]
-            calm = all(not consumer["num_ack_pending"] or consumer["num_waiting"] for consumer in consumers)
-            if not calm or since > now - self._keep or floor < first:
+            if since > now - self._keep or floor < first:
                 return
-        await self._link.api(f"STREAM.PURGE.{self._stream}", {"seq": floor + 1})
+        if not await self._purges():
+            await self._delete(range(first, min(floor, first + _AT_MOST) + 1))
+        elif many or all(not consumer["num_ack_pending"] or consumer["num_waiting"] for consumer in consumers):
+            await self._link.api(f"STREAM.PURGE.{self._stream}", {"seq": floor + 1})
+
+    async def _purges(self) -> bool:
+        """
+        Whether the server's purge leaves alone what it does not purge.
+
+        That of 2.9.10 forgets all loans of all consumers: what is nacked then never comes again. It is not known when
+        that was mended; 2.15.1 is right.
+        """
+        wire = await self._link.wire()
+        version = re.findall(r"\d+", str(wire.info["version"]))
+        return [int(part) for part in version[:2]] >= [2, 15]
+
+    async def _delete(self, sequences: range) -> None:
+        """Remove messages one by one; some may be gone."""
+        verb = f"{self._link.place.api}STREAM.MSG.DELETE.{self._stream}"
+        for begin in range(0, len(sequences), _AT_ONCE):
+            part = sequences[begin : begin + _AT_ONCE]
+            bodies = [json.dumps({"seq": sequence, "no_erase": True}).encode() for sequence in part]
+            await asyncio.gather(*(self._link.request(verb, body) for body in bodies))
 
 
 def _trims(config: Mapping[str, Any]) -> bool:

@@ -38,10 +38,10 @@ class Waiter(Protocol):
         """A reply came."""
 
     def fail(self, error: Exception) -> None:
-        """The connection is gone, or the right was refused: no reply will come."""
+        """The connection is gone: no reply will come."""
 
-    def asked(self, subject: str) -> bool:
-        """Whether it waits for a reply to something published to `subject`."""
+    def refuse(self, subject: str, error: Exception) -> None:
+        """What was published to `subject`, if anything was, had not the right to."""
 
 
 class Call:
@@ -64,9 +64,10 @@ class Call:
             self.future.set_exception(error)
             self.future.exception()  # marked as seen: its caller may have left
 
-    def asked(self, subject: str) -> bool:
+    def refuse(self, subject: str, error: Exception) -> None:
         """See `Waiter`."""
-        return subject == self._subject
+        if subject == self._subject:
+            self.fail(error)
 
 
 class Wire(asyncio.Protocol):
@@ -303,8 +304,7 @@ class Wire(asyncio.Protocol):
         if violation:
             # The connection stands; whoever published there gets no reply.
             for waiter in dict.fromkeys(self._replies.values()):
-                if waiter.asked(violation[1]):
-                    waiter.fail(Refused(text))
+                waiter.refuse(violation[1], Refused(text))
             return
         if "auth" in text.lower():
             for future in (self.greeted, *self._pongs):
