@@ -105,8 +105,10 @@ async def opened(address: str | None = None, kind: type[RedisDriver] = RedisDriv
     try:
         yield here
     finally:
-        await driver.delete_topic(here.name)
-        await driver.close()
+        try:
+            await driver.delete_topic(here.name)
+        finally:
+            await driver.close()
 
 
 async def take(consumer: ConsumerDriver, count: int, limit: int = 100) -> list[RawDelivery]:
@@ -139,6 +141,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self._pipes: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._open = asyncio.Event()
         self._open.set()
@@ -174,6 +177,9 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pipe one connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         if self.refuse:
             writer.transport.abort()
             return
@@ -207,7 +213,7 @@ class Proxy:
         self.cut()
         for pipe in self._pipes:
             pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
+        await asyncio.gather(*self._pipes, *self._serving, return_exceptions=True)
 
 
 @asynccontextmanager
