@@ -11,7 +11,7 @@ from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.target import Target
 
 TARGET = Target.of("memory://saboteurs")
-CASES = load_cases().select("faults")
+CASES = load_cases().select("long")
 SABOTEURS = load_saboteurs()
 HERE = [name for name, saboteur in SABOTEURS.items() if not set(saboteur.needs) & TARGET.lacks.keys()]
 """Those whose harm can be seen in this process; the others are caught on a real broker."""
@@ -19,6 +19,8 @@ HERE = [name for name, saboteur in SABOTEURS.items() if not set(saboteur.needs) 
 NEED_NO_MESSAGE = {
     # What a backend that stores nothing, or delivers nothing, still gets right: names, claims, errors, empty answers.
     *("bpp.block-timeout", "bpp.fail", "cap.complete", "cap.refused", "cfg.require", "cfg.unknown-option"),
+    # The program of cfg.swap finds its driver by the URL alone, so no layer can be put over it.
+    *("cfg.swap", "lek.broker", "ovl.connect-storm"),
     *("con.empty-receive", "err.before-entering", "err.health", "err.max-attempts-needs-a-place", "err.taxonomy"),
     *("err.url", "grp.conflict", "ord.unordered-refused", "pub.after-close", "pub.error-says-stored", "pub.no-group"),
     *("pub.timeout-honoured", "shu.unseen-failures", "top.create-conflict", "top.create-idempotent"),
@@ -31,7 +33,8 @@ NEED_NO_MESSAGE = {
 @pytest.mark.timeout(300)
 def test_an_empty_backend_passes_nothing_that_needs_a_message(name: str) -> None:
     """A backend that confirms and stores nothing, or never delivers, passes no case outside the allow-list."""
-    fate = sabotage(SABOTEURS[name], TARGET, CASES, seed=3)
+    # Those that take real time are left out: they would wait in vain for minutes.
+    fate = sabotage(SABOTEURS[name], TARGET, [case for case in CASES if not case.alone], seed=3)
 
     assert set(fate.passed) <= NEED_NO_MESSAGE
 

@@ -40,7 +40,7 @@ async def from_position(trial: Trial) -> None:
     topic = await trial.topic()
     producer = await trial.producer(topic)
     published = [await producer.publish() for _ in range(10)]
-    group = await trial.group(topic, start=published[4][1].position)
+    group = await trial.group(topic, start=published[4][1].position or "1")
     member = await trial.member(group)
     for name, _ in published[4:]:
         lent = await trial.next(member)
@@ -79,7 +79,7 @@ async def seek_back(trial: Trial) -> None:
             await lent.ack()
         await member.leave()
     call = trial.recorder.invoke("seek", topic=topic, group=group.name)
-    await group.seek(published[3][1].position or "")
+    await group.seek(published[3][1].position or "1")
     call.ok()
     member = await trial.member(group)
     for name, _ in published[3:]:
