@@ -189,6 +189,8 @@ class Connection:
         with suppress(OSError):  # the other side is gone; its own pump sees the end
             step = 1 if self.rules.slice else len(data) or 1
             for start in range(0, len(data), step):
+                if writer.transport.is_closing():
+                    return
                 writer.write(data[start : start + step])
                 await writer.drain()
                 if step == 1:
