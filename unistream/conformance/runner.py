@@ -130,6 +130,7 @@ class _Attempt:
         self.target = target
         self.seed = seed
         self.claimed = True
+        self.missing: list[str] = []
         self.support = "native"
         self.outcome = Outcome.PASSED
         self.reason = self.expected = self.actual = ""
@@ -155,6 +156,8 @@ class _Attempt:
         )
         async with trial:
             self.claimed = claimed(self.case, trial.claims)
+            # A capability that is offered, only not as the case needs it, has nothing to refuse.
+            self.missing = [name for name in self.case.level.needs if not dict(trial.claims)[name]]
             self.support = support_of(self.case, trial.claims)
             # Cases are written for quick recovery; a backend that declares a slow one is not cut off while it waits.
             limit = self.case.limit + RECOVERIES * trial.recovery
@@ -189,7 +192,7 @@ class _Attempt:
     def result(self) -> Result:
         """Judge the history and return the whole."""
         if self.trial is None:
-            return _result(self.case, self.claimed, self.outcome, self.seed, reason=self.reason)
+            return _result(self.case, self.claimed, self.outcome, self.seed, self.missing, reason=self.reason)
         history = self.trial.recorder.history()
         found: list[Violation] = []
         terms = replace(self.trial.terms, sometimes=self.case.sometimes)
@@ -205,7 +208,7 @@ class _Attempt:
         elif found and self.outcome is Outcome.PASSED:
             self.outcome, self.reason = Outcome.NOT_RUN, found[0].message
         return replace(
-            _result(self.case, self.claimed, self.outcome, self.seed, reason=self.reason),
+            _result(self.case, self.claimed, self.outcome, self.seed, self.missing, reason=self.reason),
             rule=self.rule,
             expected=self.expected,
             actual=self.actual,
@@ -218,6 +221,8 @@ class _Attempt:
         )
 
 
-def _result(case: Case, claims: bool, outcome: Outcome, seed: int, *, reason: str) -> Result:
-    judged = verdict(claimed=claims, outcome=outcome, needs=case.level.needs)
+def _result(
+    case: Case, claims: bool, outcome: Outcome, seed: int, missing: Iterable[str] = (), *, reason: str
+) -> Result:
+    judged = verdict(claimed=claims, outcome=outcome, needs=missing)
     return Result(case, claims, outcome, judged, seed, reason, case.rules[0])
