@@ -79,8 +79,9 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         await self._gone
 
     async def _again(self) -> None:
-        """The member ended by a failure: one attempt to become one again."""
+        """The member ended: one attempt to become one again."""
         await self._gone
+        self._drop(list(self._parts), "the member ended")
         self._begin()
         await self.join()
 
@@ -278,9 +279,7 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
             self._name,
         )
         await self._last_commit(list(self._parts.values()))
-        self._failure = BrokerUnavailableError(f"{self._name}: this member had left", driver="kafka")
-        self._drop(list(self._parts), "the member left, since nobody asked for messages")
-        self._member.leave()
+        self._part("this member left, since nobody asked for messages")
 
 
 def _delivery(message: Any, token: int, attempt: int, suspect: bool) -> RawDelivery:

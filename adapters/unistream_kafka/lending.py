@@ -252,8 +252,9 @@ class Lending:
             self._waiters = flight.waiters + self._waiters
             self._later()
         elif isinstance(error, CommitFailedError):
-            self._drop(list(self._parts), "another generation of the group has begun")
+            # The client may believe that it still owns partitions, and would not be given them again: begin anew.
             answer(flight.waiters, self._lost_loan())
+            self._part("another generation of the group has begun")
         else:
             made = translated(error, f"commit for {self._name}", self._setting.group.topic)
             if isinstance(made, BrokerUnavailableError):
@@ -327,6 +328,15 @@ class Lending:
                 self._starts[at] = gone.frontier.frontier
         self._unsure = {token: one for token, one in self._unsure.items() if one.partition not in places}
         self._held -= places
+
+    def _part(self, reason: str) -> None:
+        """Give up the membership; the next `receive` joins again."""
+        self._failure = BrokerUnavailableError(f"{self._name}: {reason}", driver="kafka")
+        self._drop(list(self._parts), reason)
+        waiters, self._waiters = self._waiters, []
+        answer(waiters, self._lost_loan())
+        self._member.leave()
+        self._wake()
 
     def _fail(self, error: UnistreamError) -> None:
         self._error = error
