@@ -55,15 +55,20 @@ def translated(error: BaseException, what: str, topic: str | None = None) -> Uni
 
 
 def _kind(error: BaseException) -> tuple[type[UnistreamError], str]:
+    if isinstance(error, (ProbableAuthenticationError, ProbableAccessDeniedError)):
+        # pika's guess at any connection that ends in the handshake, one that was cut too; RabbitMQ says it when it
+        # refuses (authentication_failure_close), and pika keeps that only as text.
+        refused = "(403)" in str(error) or "(530)" in str(error)
+        return (AccessError, f"RabbitMQ refused to let us in ({error})") if refused else (BrokerUnavailableError, "")
     if isinstance(error, AMQPConnectorException) or (isinstance(error, AMQPConnectionError) and error.args):
         # pika wraps what really happened, sometimes several times.
         inner = getattr(error, "exception", None) or (error.args[0] if error.args else None)
         if isinstance(inner, BaseException) and inner is not error:
             return _kind(inner)
     code = code_of(error)
-    if isinstance(error, (AuthenticationError, ProbableAuthenticationError)) or code == ACCESS_REFUSED:
+    if isinstance(error, AuthenticationError) or code == ACCESS_REFUSED:
         return AccessError, f"RabbitMQ refused the credentials, or the right to do this ({_text(error)})"
-    if isinstance(error, ProbableAccessDeniedError) or code == _NOT_ALLOWED:
+    if code == _NOT_ALLOWED:
         return AccessError, f"RabbitMQ refused the virtual host ({_text(error)})"
     if code == NOT_FOUND:
         return TopicMissingError, _text(error)

@@ -138,26 +138,29 @@ class OrderedConsumer(ConsumerDriver):
     async def _stand_in(self, number: int) -> None:
         setting = self._setting
         wire = await Wire.open(setting.place, f"unistream consume {setting.queues.partitions[number]}")
+        place: _Place | None = None
         try:
             channel = await wire.channel()
             if setting.group.ephemeral:
                 await declare_ephemeral(channel, setting)
-            place = _Place(number, wire, channel)
-            channel.raw.add_on_cancel_callback(lambda _: self._ended(place, "the broker ended its consumer"))
+            place = joined = _Place(number, wire, channel)
+            channel.raw.add_on_cancel_callback(lambda _: self._ended(joined, "the broker ended its consumer"))
             await channel.call(channel.raw.basic_qos, prefetch_count=AHEAD)
             self._places[number] = place
             await channel.call(
                 channel.raw.basic_consume,
                 setting.queues.partitions[number],
                 on_message_callback=lambda _, method, properties, body: self._arrive(
-                    place, _Item(method, properties, body)
+                    joined, _Item(method, properties, body)
                 ),
             )
         except BaseException:
-            self._places[number] = None
+            if place is not None:
+                self._places[number] = None
+                self._forget(place, "not joined")
             wire.abort("not joined")
             raise
-        channel.on_end(lambda reason: self._ended(place, str(reason)))
+        channel.on_end(lambda reason: self._ended(joined, str(reason)))
 
     def _ended(self, place: _Place, reason: str) -> None:
         """A partition is lost: so are its loans. The next `receive` stands in line again."""
@@ -174,6 +177,7 @@ class OrderedConsumer(ConsumerDriver):
             del self._held[token]
         self._ready = deque(entry for entry in self._ready if entry[0] is not place)
         place.items.clear()
+        place.unread.clear()
         if tokens and not self._closed:
             self._setting.lost(tokens, reason)
 
@@ -219,6 +223,8 @@ class OrderedConsumer(ConsumerDriver):
                 self._make_ready(place, item)
 
     def _make_ready(self, place: _Place, item: _Item) -> None:
+        if item.tag not in place.items:
+            return  # its partition was lost while we waited for something
         wait = item.due - time.time()
         if wait <= 0:
             self._ready.append((place, item))
@@ -263,24 +269,25 @@ class OrderedConsumer(ConsumerDriver):
                 self._waiter = None
 
     async def _take(self, limit: int) -> list[RawDelivery]:
-        ready = self._ready
         taken: list[RawDelivery] = []
-        skipped = []
-        while ready and len(taken) < limit:
-            place, item = ready[0]
-            if place.leaving:
-                skipped.append(ready.popleft())
-                continue
-            if item.suspect:
-                if not taken:
-                    await self._note_suspect(place, item)
-                    if ready and ready[0][1] is item:
-                        ready.popleft()
-                        taken.append(self._lend(place, item))
+        resting: deque[tuple[_Place, _Item]] = deque()
+        while self._ready and len(taken) < limit:
+            place, item = self._ready[0]
+            if item.suspect and not place.leaving:
+                if taken:
+                    break
+                await self._note_suspect(place, item)
+                if not self._ready or self._ready[0][1] is not item:
+                    continue  # its partition was lost meanwhile
+                self._ready.popleft()
+                taken.append(self._lend(place, item))
                 break
-            ready.popleft()
-            taken.append(self._lend(place, item))
-        ready.extendleft(reversed(skipped))
+            self._ready.popleft()
+            if place.leaving:
+                resting.append((place, item))
+            else:
+                taken.append(self._lend(place, item))
+        self._ready.extendleft(reversed([entry for entry in resting if self._places[entry[0].number] is entry[0]]))
         return taken
 
     async def _note_suspect(self, place: _Place, item: _Item) -> None:
