@@ -58,10 +58,9 @@ def _crowd(trial: Trial, topic: str, group: str) -> tuple[list[tuple[str, str]],
                     handled.append(delivery.value.decode())
                     delivery.ack()
 
-        options = {"lease": 10 * trial.lease}
         with (
             client.producer(topic) as producer,
-            client.group(group, topic, **options).consumer() as consumer,
+            client.group(group, topic, lease=10 * trial.lease).consumer() as consumer,
             ThreadPoolExecutor(2 * THREADS) as threads,
         ):
             work = [threads.submit(publish, number, producer) for number in range(THREADS)]

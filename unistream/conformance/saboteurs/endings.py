@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import unistream
-from unistream import _client
+from unistream import _client, config
 from unistream._loans import Loans
 from unistream.conformance.saboteurs.table import mutation, saboteur
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve
@@ -157,7 +157,7 @@ def close_hangs_while_opening() -> Iterator[None]:
 @contextmanager
 def url_not_enough() -> Iterator[None]:
     """Looks for its URL nowhere but in the program."""
-    load = _client.load
+    load = config.load
 
     def blind(target: Any, profile: str | None) -> Any:
         if target is None:
