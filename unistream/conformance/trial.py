@@ -115,6 +115,12 @@ class Trial:
         """The most that may pass until a dead member's deliveries are lent again, in seconds."""
         return self.lease + self.claims.lease.recover_within + self.pace.slack
 
+    @property
+    def lull(self) -> float:
+        """After so many seconds without a delivery nothing more comes: a group that shares out partitions may stand."""
+        stands = self.claims.lease.recover_within if self.terms.rebalances else 0.0
+        return self.pace.silence + stands
+
     # What a case works with
 
     async def open(self, line: Line | None = None, *, require: Mapping[str, object] | None = None) -> Client:

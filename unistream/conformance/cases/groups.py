@@ -13,7 +13,7 @@ from unistream.errors import GroupConflictError
 
 async def _consume(trial: Trial, member: RecordedMember, seen: Counter[str], *, work: float = 0.0) -> None:
     """Ack everything that comes, until nothing comes for a while."""
-    while (lent := await member.receive(trial.pace.silence)) is not None:
+    while (lent := await member.receive(trial.lull)) is not None:
         if work:
             await asyncio.sleep(work)
         await lent.ack()

@@ -45,7 +45,7 @@ async def per_key(trial: Trial) -> None:
     order: dict[str, list[int]] = defaultdict(list)
 
     async def consume(member: RecordedMember) -> None:
-        while (lent := await member.receive(trial.pace.silence)) is not None:
+        while (lent := await member.receive(trial.lull)) is not None:
             order[(lent.delivery.key or b"").decode()].append(int((lent.msg or "x.0").rpartition(".")[2]))
             await lent.ack()
 
@@ -175,7 +175,7 @@ async def across_members(trial: Trial) -> None:
     producer = await trial.producer(topic)
 
     async def consume(member: RecordedMember, count: int) -> None:
-        while count and (lent := await member.receive(trial.pace.silence)) is not None:
+        while count and (lent := await member.receive(trial.lull)) is not None:
             await asyncio.sleep(0.005)
             await lent.ack()
             count -= 1
