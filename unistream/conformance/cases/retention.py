@@ -10,7 +10,9 @@ from unistream.conformance.trial import Trial, VacuousError
 from unistream.driver.types import DataLoss
 
 
-@case("ret.gap-reported", rules=("END-4",), level=GATED(retention="max_messages"), sometimes=("lost", "kept"), limit=90.0)
+@case(
+    "ret.gap-reported", rules=("END-4",), level=GATED(retention="max_messages"), sometimes=("lost", "kept"), limit=90.0
+)
 async def gap_reported(trial: Trial) -> None:
     """What a declared retention removed before a slow group read it is told as DataLoss, with the count."""
     topic = await trial.topic(retention=Retention(max_messages=20))
