@@ -25,6 +25,8 @@ NEED_NO_MESSAGE = {
     *("err.url", "grp.conflict", "ord.unordered-refused", "pub.after-close", "pub.error-says-stored", "pub.no-group"),
     *("pub.timeout-honoured", "shu.unseen-failures", "top.create-conflict", "top.create-idempotent"),
     *("top.deleted-under-member", "top.group-deleted-under-member", "top.names", "top.unknown"),
+    # What costs nothing and leaves nothing behind when there is nothing.
+    *("cfg.swap", "con.idle-cost", "lek.broker"),
 }
 """The allow-list of the null backends."""
 
