@@ -28,7 +28,7 @@ check: venv  ## Lint, types, who may import whom, unit tests.
 	$(BIN)/pytest -q tests/unit
 
 test: check  ## Everything, on real brokers: URLs from the environment, else Docker, else local servers.
-	$(BIN)/python -m tests.brokers run -- $(BIN)/pytest -q tests --ignore tests/unit
+	$(BIN)/python -m tests.brokers run -- $(BIN)/pytest -q -n 3 --dist loadfile tests --ignore tests/unit
 
 bench: venv  ## unistream against the bare clients, in one run, as ratios.
 	$(BIN)/python -m tests.brokers run -- $(BIN)/python -m benchmarks
