@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from unistream.conformance.checkers.publishing import promised
 from unistream.conformance.checkers.run import Group, Lending, Member, Run
@@ -212,6 +212,10 @@ class _Releases:
             settled = [call.began for each in lendings for call in each.settles if call.op != "nack"]
             end = max(settled) if settled else run.ended
             self._lines[self._line(first.key, first.partition)].append((first.at, end))
+        for line in self._lines.values():
+            line.sort()
+            # Of each place the latest end so far, so that `since` need not look at all of them again.
+            line[:] = zip((first for first, _ in line), accumulate((end for _, end in line), max), strict=True)
 
     def _line(self, key: str | None, partition: int | None) -> object:
         return partition if self._by_partition else key
@@ -220,6 +224,7 @@ class _Releases:
         """Return from when a message that was first lent at `until` was free to be lent; None if it never was."""
         if not self._ordered or (key is None and not self._by_partition):
             return published
-        ends = [end for first, end in self._lines[self._line(key, partition)] if first < until]
-        since = max([published, *ends])
+        line = self._lines[self._line(key, partition)]
+        before = bisect_left(line, (until, 0))
+        since = max(published, line[before - 1][1]) if before else published
         return since if since < until else None
