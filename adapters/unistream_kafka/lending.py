@@ -172,6 +172,9 @@ class Lending:
 
     def _fetch(self) -> None:
         if self._fetching:
+            if self._member.blocked:
+                # What was asked for may be behind a partition that is open again.
+                self._member.blocked = self._blocked()
             return
         waiting = len(self._ready) + len(self._marking)
         waiting += sum(len(progress.fresh) + len(progress.suspects) for progress in self._parts.values())

@@ -163,3 +163,30 @@ def test_the_order_of_a_key_survives_the_member() -> None:
             await two.close()
 
     run(test)
+
+
+def test_a_partition_full_of_waiting_messages_opens_again() -> None:
+    """A backlog of one key far beyond what a member holds comes through in order, and nothing stands still."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic(ordering="key")
+            consumer = await here.join(await here.group(ordering="key"))
+            await here.publish(1200, key=b"one")
+            (first,) = await take(consumer, 1)
+            await quiet(consumer)
+            await here.publish(1100, first=1200)
+            await end(consumer, [first])
+            seen = [0]
+            async with asyncio.timeout(3 * LIMIT):
+                while len(seen) < 2300:
+                    deliveries = await receive(consumer, 100, 5.0)
+                    assert deliveries, "nothing comes any more"
+                    seen += [int(number) for number in ids(deliveries)]
+                    await end(consumer, deliveries)
+
+            assert [number for number in seen if number < 1200] == list(range(1200))
+            assert sorted(seen) == list(range(2300))
+            await consumer.close()
+
+    run(test)
