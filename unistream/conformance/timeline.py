@@ -69,7 +69,8 @@ class _Drawing:
 
     def _x(self, at: float) -> float:
         inside: float = min(max(at, self._start), self._end)
-        return LEFT + 12 + DRAWN * (inside - self._start) / (self._end - self._start)
+        across: float = DRAWN * (inside - self._start) / (self._end - self._start)
+        return LEFT + 12 + across
 
     def _y(self, who: str) -> float:
         return TOP + ROW * (self.rows[who] + 0.5)
