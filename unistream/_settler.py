@@ -130,7 +130,7 @@ class Settler:
         rest = [_entry(delivery, Settlement(delivery._raw.token, Verb.ACK)) for delivery in self._acks]
         rest += self._entries
         self._acks, self._entries = [], []
-        self._conclude(rest, [self._never(TimeoutError("the consumer left"))] * len(rest))
+        self._conclude(rest, [self._unknown(TimeoutError("the consumer left"))] * len(rest))
 
     async def _send(self, batch: list[_Entry], answer: Awaitable[list[SettleOutcome]]) -> None:
         """See a batch through; whatever happens, everybody who waits for one of its settles is told."""
@@ -142,7 +142,7 @@ class Settler:
                     await self._link.wait(error)
                     now = self._loop.time()
                     late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
-                    self._conclude(late, [self._never(error)] * len(late))
+                    self._conclude(late, [self._unknown(error)] * len(late))
                     batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
                     if batch:
                         answer = self._again(batch)
@@ -151,7 +151,7 @@ class Settler:
                     self._conclude(batch, outcomes)
                     return
         except BaseException as error:
-            self._conclude(batch, [error if isinstance(error, SettleError) else self._never(error)] * len(batch))
+            self._conclude(batch, [error if isinstance(error, SettleError) else self._unknown(error)] * len(batch))
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise
 
@@ -164,14 +164,15 @@ class Settler:
         task.result()
         self.flush()
 
-    def _never(self, error: BaseException) -> LeaseLostError:
-        lost = LeaseLostError(
-            f"{self._consumer._name}: a settle was not accepted before the lease ended ({error!r}); "
-            "the message may come again",
+    def _unknown(self, error: BaseException) -> SettleError:
+        """The error of a settle whose answer never came: the broker may hold it, so it is not a LeaseLostError."""
+        unknown = SettleError(
+            f"{self._consumer._name}: a settle was not answered before the lease ended ({error!r}); "
+            "the broker may hold it, or the message comes again",
             topic=self._consumer.topic,
         )
-        lost.__cause__ = error
-        return lost
+        unknown.__cause__ = error
+        return unknown
 
     def _conclude(self, batch: Sequence[_Entry], outcomes: Sequence[SettleOutcome]) -> None:
         for entry, refused in zip(batch, self._sound(outcomes, len(batch)), strict=True):
@@ -190,7 +191,7 @@ class Settler:
         if kinds and len(outcomes) == count:
             return outcomes
         defect = ContractError(f"the driver answered {count} settles with {outcomes!r:.200}")
-        return [self._never(defect)] * count
+        return [self._unknown(defect)] * count
 
     # Renewing
 

@@ -187,7 +187,7 @@ class PublishUnknownError(PublishError):
 
 
 class SettleError(UnistreamError):
-    """A delivery could not be settled as asked."""
+    """A delivery could not be settled as asked; this class itself: no answer came, the broker may hold the settle."""
 
 
 class LeaseLostError(SettleError):
