@@ -228,6 +228,7 @@ class Member:
         self._watch(client)
         self._ask()
         self._pause(client, everything=not wanted)
+        self._unpark(client)
         idle = not wanted or self._down
         try:
             found = client.poll(timeout_ms=0 if idle and self._joined else _POLL_MS, max_records=wanted or 1)
@@ -249,6 +250,19 @@ class Member:
     def _tell_joined(self) -> None:
         self._joined = True
         self._crossing.put(self._half.joined)
+
+    @staticmethod
+    def _unpark(client: KafkaConsumer) -> None:
+        """
+        Let go of a batch that is used up, before a poll.
+
+        What kafka-python 3.0.12 fetched of partitions that were paused it takes up again only when it has no batch in
+        hand, and a used up one counts as one: with no other partition bringing news it would wait for ever
+        (`Fetcher.fetched_records`).
+        """
+        fetcher = client._fetcher
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _pause(self, client: KafkaConsumer, *, everything: bool) -> None:
         blocked, paused = self.blocked, client.paused()
