@@ -206,7 +206,7 @@ class TopicAlias(DriverLayer):
         return await super().consumer(alias, topic, max_in_flight=max_in_flight, lost=lost)
 
 
-@saboteur("nameless", "END-6")
+@saboteur("nameless", "CAP-3")
 class Nameless(DriverLayer):
     """Does not say what broker it speaks to."""
 
