@@ -6,12 +6,12 @@ import asyncio
 from random import Random
 
 from unistream.conformance.recorded import Lent, RecordedMember
-from unistream.conformance.registry import GATED, Tier, case
+from unistream.conformance.registry import Tier, case
 from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 from unistream.conformance.wires import CARRIED, Wire, wire
 from unistream.driver.types import DataLoss
-from unistream.errors import LeaseLostError, UnistreamError
+from unistream.errors import UnistreamError
 
 WIRE = ("socket",)
 
@@ -30,7 +30,7 @@ async def answer(lent: Lent, *, confirm: bool = False) -> UnistreamError | None:
     return None
 
 
-async def _all(trial: Trial, member: RecordedMember, names: set[str], *, seconds: float, rule: str = "GRP-4") -> None:
+async def come(trial: Trial, member: RecordedMember, names: set[str], *, seconds: float, rule: str = "GRP-4") -> None:
     """Ack what comes until every one of `names` has come."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
@@ -65,7 +65,7 @@ async def half_open(trial: Trial) -> None:
         since = trial.recorder.now()
         trial.that(proxy.strand() > 0, "END-3", "connections through the wire", "none stood")
         name, _ = await other.publish()
-        await _all(trial, member, {name}, seconds=noticed(trial), rule="END-3")
+        await come(trial, member, {name}, seconds=noticed(trial), rule="END-3")
         # Now the producer, which was not speaking meanwhile, speaks into its own half-open connection.
         limit = trial.claims.lease.dead_peer_after + trial.pace.patience
         for _ in range(2):
@@ -108,7 +108,7 @@ async def cut_mid_delivery(trial: Trial) -> None:
             proxy.cut_after(dice.randrange(size // 10, size - size // 10), "down")
             cut = proxy.more_broken()
             name, _ = await producer.publish(size=size)
-            taking = asyncio.create_task(_all(trial, member, {name}, seconds=noticed(trial)))
+            taking = asyncio.create_task(come(trial, member, {name}, seconds=noticed(trial)))
             await trial.within(
                 trial.pace.patience,
                 cut,
@@ -116,128 +116,6 @@ async def cut_mid_delivery(trial: Trial) -> None:
                 "a delivery through the wire",
             )
             await taking
-    await trial.drain(group)
-
-
-@case(
-    "net.cut-mid-ack",
-    rules=("DEL-1", "DEL-7", "GRP-1"),
-    level=GATED("ack_confirm"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "broken", "acked", "drained"),
-    limit=120.0,
-)
-async def cut_mid_ack(trial: Trial) -> None:
-    """An ack around which the connection is cut is confirmed and final, or not confirmed."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    producer = await trial.producer(topic)
-    line = await wire(trial)
-    member = await line.member(group)
-    dice = Random(trial.seed)
-    for turn in range(6):
-        await producer.publish()
-        lent = await trial.next(member, "GRP-4", timeout=noticed(trial))
-        with line.harm(member, "cut around an ack") as proxy:
-            if turn % 2:
-                proxy.cut_after(dice.randrange(0, 4), "down")
-            else:
-                proxy.cut_after(dice.randrange(1, 60), "up")
-            await answer(lent, confirm=True)
-    await member.leave()
-    await trial.drain(group)
-
-
-@case(
-    "ack.after-reconnect",
-    rules=("DEL-7", "DEL-1", "END-3"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "broken", "drained"),
-    limit=90.0,
-)
-async def after_reconnect(trial: Trial) -> None:
-    """After a reset a delivery from before is settled, or said to be lost and comes again; the member works on."""
-    topic = await trial.topic()
-    group = await trial.group(topic, lease=max(trial.lease, 5.0))
-    producer = await trial.producer(topic)
-    line = await wire(trial)
-    member = await line.member(group)
-    for _ in range(6):
-        await producer.publish()
-    lents = await trial.take(member, 6)
-    with line.harm(member, "reset") as proxy:
-        trial.that(proxy.reset() > 0, "END-3", "connections through the wire", "none stood")
-    confirm = bool(trial.claims.ack_confirm)
-    for place, lent in enumerate(lents):
-        try:
-            await (lent.ack(confirm=confirm) if place % 2 else lent.nack(0.0))
-        except LeaseLostError as error:
-            keeps = trial.claims.lease.scope == "message"
-            trial.that(not keeps, "DEL-7", "loans that outlive the connection (lease scope message)", error)
-    fence, _ = await producer.publish()
-    await _all(trial, member, {fence}, seconds=noticed(trial), rule="END-3")
-    await member.leave()
-    await trial.drain(group)
-
-
-@case(
-    "ack.during-outage",
-    rules=("DEL-1", "DEL-7"),
-    level=GATED("ack_confirm"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "harm", "drained"),
-    limit=90.0,
-)
-async def during_outage(trial: Trial) -> None:
-    """While nothing reaches the broker `ack(confirm=True)` waits or raises; it never says that the broker holds it."""
-    topic = await trial.topic()
-    group = await trial.group(topic, lease=max(trial.lease, 5.0))
-    producer = await trial.producer(topic)
-    line = await wire(trial)
-    member = await line.member(group)
-    await producer.publish()
-    lent = await trial.next(member)
-    with line.harm(member, "held") as proxy:
-        proxy.hold()
-        acking = asyncio.create_task(answer(lent, confirm=True))
-        done, _ = await asyncio.wait({acking}, timeout=trial.pace.silence)
-        trial.that(not done or acking.result() is not None, "DEL-1", "no confirm while nothing passes", "it returned")
-    await trial.within(noticed(trial), acking, "DEL-1", "an answer after the outage")
-    await member.leave()
-    await trial.drain(group)
-
-
-@case(
-    "net.ack-path-lost",
-    rules=("END-3", "BPC-1", "GRP-1"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "lost", "drained"),
-    limit=120.0,
-)
-async def ack_path_lost(trial: Trial) -> None:
-    """When only the way to the broker is lost, the member keeps its bound, reconnects, and loses nothing."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    producer = await trial.producer(topic)
-    line = await wire(trial)
-    member = await line.member(group, max_in_flight=5)
-    for _ in range(30):
-        await producer.publish()
-    with line.harm(member, "acks lost") as proxy:
-        lents = await trial.take(member, 5)
-        proxy.drop("up")
-        sent = proxy.more_lost()
-        acks = [asyncio.create_task(answer(lent)) for lent in lents]
-        await trial.within(trial.pace.patience, sent, "END-3", "acks on the wire")
-        await asyncio.wait({asyncio.create_task(member.receive(trial.pace.silence))})
-    await asyncio.wait(acks, timeout=noticed(trial))
-    fence, _ = await producer.publish()
-    await _all(trial, member, {fence}, seconds=noticed(trial), rule="END-3")
-    await member.leave()
     await trial.drain(group)
 
 
@@ -261,7 +139,7 @@ async def isolate_one_member(trial: Trial) -> None:
     other = await trial.member(group)
     with line.harm(lonely, "isolated") as proxy:
         proxy.hold()
-        await _all(trial, other, names, seconds=noticed(trial) + trial.lease)
+        await come(trial, other, names, seconds=noticed(trial) + trial.lease)
     for lent in held:
         lent.expired()
         error = await answer(lent, confirm=bool(trial.claims.ack_confirm))
@@ -273,7 +151,7 @@ async def isolate_one_member(trial: Trial) -> None:
         )
     await other.leave()
     fence, _ = await producer.publish()
-    await _all(trial, lonely, {fence}, seconds=noticed(trial), rule="END-3")
+    await come(trial, lonely, {fence}, seconds=noticed(trial), rule="END-3")
 
 
 async def _round(trial: Trial, line: Wire) -> None:
@@ -374,7 +252,7 @@ async def flap(trial: Trial) -> None:
     # Liveness: after the last reset a message still goes all the way.
     fence, _ = await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing after the resets")
     await members[1].leave()
-    await _all(trial, members[0], {fence}, seconds=noticed(trial), rule="END-3")
+    await come(trial, members[0], {fence}, seconds=noticed(trial), rule="END-3")
     await members[0].leave()
     await trial.drain(group)
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 from random import Random
+from typing import TYPE_CHECKING
 
 from unistream.conformance.recorded import RecordedProducer
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.trial import Trial
-from unistream.conformance.wires import CARRIED, over, unwired, wire
-from unistream.errors import BrokerUnavailableError, PublishError, UnistreamError
+from unistream.conformance.wires import CARRIED, Wire, wire
+from unistream.errors import UnistreamError
 from unistream.message import Receipt
 
+if TYPE_CHECKING:
+    from unistream import Group
+
 WIRE = ("socket",)
+
+
+async def publishing(trial: Trial, **options: object) -> tuple[Wire, Group, RecordedProducer]:
+    """Return a wire, a group of a fresh topic, and a producer of that topic on the wire."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    line = await wire(trial)
+    return line, group, await line.producer(topic, **options)
 
 
 async def attempt(producer: RecordedProducer, *, size: int = 0, timeout: float) -> Receipt | UnistreamError:
@@ -44,10 +56,7 @@ async def works_again(trial: Trial, producer: RecordedProducer) -> None:
 )
 async def cut_mid_publish(trial: Trial) -> None:
     """A connection cut inside a publish leaves a message confirmed and stored, or an error that tells the truth."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     dice = Random(trial.seed)
     for count in (1, 40, dice.randrange(100, 4000), dice.randrange(4000, 8000)):
         await attempt(producer, timeout=trial.pace.patience)
@@ -60,6 +69,16 @@ async def cut_mid_publish(trial: Trial) -> None:
     await trial.drain(group)
 
 
+async def _unanswered(trial: Trial, line: Wire, producer: RecordedProducer, *, timeout: float) -> object:
+    """Publish a message whose first answer is lost with its connection, and return the outcome."""
+    with line.harm(producer, "reply lost") as proxy:
+        answered = proxy.more_lost()
+        proxy.drop("down")
+        asked = asyncio.create_task(attempt(producer, timeout=timeout))
+        await trial.within(trial.pace.patience, answered, "END-3", "an answer")
+    return await asked
+
+
 @case(
     "net.reply-lost",
     rules=("PUB-2", "END-3"),
@@ -70,18 +89,10 @@ async def cut_mid_publish(trial: Trial) -> None:
 )
 async def reply_lost(trial: Trial) -> None:
     """A message whose answer is lost with its connection is perhaps stored: never called surely not stored."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     await producer.publish()
     for _ in range(3):
-        with line.harm(producer, "reply lost") as proxy:
-            answered = proxy.more_lost()
-            proxy.drop("down")
-            publishing = asyncio.create_task(attempt(producer, timeout=trial.pace.patience))
-            await trial.within(trial.pace.patience, answered, "END-3", "an answer")
-        outcome = await publishing
+        outcome = await _unanswered(trial, line, producer, timeout=trial.pace.patience)
         if not isinstance(outcome, Receipt):
             trial.equal(getattr(outcome, "stored", None), "unknown", "PUB-2", "stored, of a message that was sent,")
         elif not trial.claims.dedupe:
@@ -101,18 +112,10 @@ async def reply_lost(trial: Trial) -> None:
 )
 async def reply_lost_retry(trial: Trial) -> None:
     """Where the backend removes duplicates, a publish whose answer was lost is retried, confirmed, and stored once."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     await producer.publish()
     for _ in range(3):
-        with line.harm(producer, "reply lost") as proxy:
-            answered = proxy.more_lost()
-            proxy.drop("down")
-            publishing = asyncio.create_task(attempt(producer, timeout=2 * trial.pace.patience))
-            await trial.within(trial.pace.patience, answered, "END-3", "an answer")
-        outcome = await publishing
+        outcome = await _unanswered(trial, line, producer, timeout=2 * trial.pace.patience)
         trial.that(isinstance(outcome, Receipt), "PUB-3", "a receipt after a retry with the same id", outcome)
     member = await trial.member(group)
     seen = [(await trial.next(member)).msg for _ in range(4)]
@@ -130,10 +133,7 @@ async def reply_lost_retry(trial: Trial) -> None:
 )
 async def publish_timeout(trial: Trial) -> None:
     """On a silent wire a publish ends at its own timeout, unknown; later nothing is confirmed twice."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     await producer.publish()
     loop = asyncio.get_running_loop()
     with line.harm(producer, "held") as proxy:
@@ -159,10 +159,7 @@ async def publish_timeout(trial: Trial) -> None:
 )
 async def refused_publish(trial: Trial) -> None:
     """With nobody to hand it to, a publish raises, surely not stored; the producer works again by itself."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     await producer.publish()
     with line.harm(producer, "refused") as proxy:
         proxy.refuse()
@@ -185,10 +182,7 @@ async def refused_publish(trial: Trial) -> None:
 )
 async def failed_is_absent(trial: Trial) -> None:
     """Of all the messages that bad wires made fail, none that was called not stored is ever delivered."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic, max_unconfirmed=8)
+    line, group, producer = await publishing(trial, max_unconfirmed=8)
     dice = Random(trial.seed)
     for turn in range(12):
         await attempt(producer, timeout=trial.pace.patience)
@@ -218,10 +212,7 @@ async def failed_is_absent(trial: Trial) -> None:
 )
 async def order_pipelined(trial: Trial) -> None:
     """The order of one key holds for messages under way at once, also when their connection is reset in between."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
+    line, group, producer = await publishing(trial)
     for number in range(300):
         if number in (100, 200):
             with line.harm(producer, "reset") as proxy:
@@ -247,80 +238,3 @@ async def order_pipelined(trial: Trial) -> None:
 
 def _number(msg: str | None) -> int:
     return int((msg or "x.0").rpartition(".")[2])
-
-
-@case(
-    "net.connect-blackhole",
-    rules=("END-2", "END-3"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=("harm", "raised"),
-)
-async def connect_blackhole(trial: Trial) -> None:
-    """A broker that takes the connection and says nothing is an error after `connect_timeout`."""
-    line = await unwired(trial)
-    line.proxy.hold()
-    url = trial.target.url
-    target = over(trial, line.proxy, f"{url}{'&' if '?' in url else '?'}connect_timeout=1")
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    await trial.raises(BrokerUnavailableError, target.connect().__aenter__(), "END-2")
-    took = loop.time() - began
-    trial.tally("raised")
-    trial.that(bool(line.proxy.connections), "END-2", "a connection through the wire", "none came")
-    trial.that(took <= 2.5 + trial.pace.slack, "END-2", "an error after 1 s", f"{took:.1f} s")
-    line.prove()
-
-
-@case(
-    "net.start-before-broker",
-    rules=("END-3", "END-5"),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "raised", "confirmed"),
-)
-async def start_before_broker(trial: Trial) -> None:
-    """Connecting while nobody listens is an error at once that names the place; later the same program works."""
-    topic = await trial.topic()
-    line = await unwired(trial)
-    line.proxy.refuse()
-    target = over(trial, line.proxy)
-    error = await trial.raises(BrokerUnavailableError, target.connect().__aenter__(), "END-3")
-    trial.tally("raised")
-    trial.that(error.__cause__ is not None, "END-5", "the client's own error as the cause", error)
-    line.proxy.heal()
-    line.client = await trial.keep(target.connect())
-    await (await line.producer(topic)).publish()
-    line.prove()
-
-
-@case(
-    "net.reconnect-backoff",
-    rules=("END-3",),
-    tier=Tier.FAULTS,
-    facilities=WIRE,
-    sometimes=(*CARRIED, "slammed", "confirmed", "delivered"),
-    limit=90.0,
-)
-async def reconnect_backoff(trial: Trial) -> None:
-    """Whoever is turned away knocks again ever more rarely, and is back by itself when the door opens."""
-    topic = await trial.topic()
-    group = await trial.group(topic)
-    line = await wire(trial)
-    producer = await line.producer(topic)
-    member = await line.member(group)
-    await producer.publish()
-    await (await trial.next(member)).ack()
-    with line.harm(member, "turned away") as proxy:
-        since = trial.recorder.now()
-        proxy.slam()
-        publishing = asyncio.create_task(attempt(producer, timeout=60.0))
-        await trial.silent(member, "END-3", seconds=4.0)
-        tries = len(proxy.tries)
-        trial.recorder.record("fault", member=producer.name, since=since, note="connection turned away")
-    trial.that(tries <= 60, "END-3", "at most 60 tries in 4 s, of all connections together", tries)
-    outcome = await trial.within(trial.pace.patience, publishing, "END-3", "the outcome of a publish")
-    if isinstance(outcome, PublishError):
-        await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing again")
-    lent = await trial.next(member, "END-3", timeout=2 * trial.pace.patience)
-    await lent.ack()
