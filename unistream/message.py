@@ -165,7 +165,8 @@ class Receipt(NamedTuple):
     duplicate: bool | None = None
 
 
-_count = itertools.count(int.from_bytes(os.urandom(4)))
+_TAILS = [f"{number:03x}" for number in range(4096)]
+_blocks = itertools.count(int.from_bytes(os.urandom(4)))
 _prefix = ""
 _prefix_until = 0.0
 
@@ -177,15 +178,17 @@ def new_id() -> str:
     """
     if time.monotonic() >= _prefix_until:
         _draw_prefix()
-    return f"{_prefix}{next(_count) & 0xFFFFFFFF:08x}"
+    return f"{_prefix}{next(_blocks) & 0xFFFFF:05x}000"
 
 
 def new_ids(count: int) -> list[str]:
-    """As many ids as `new_id` would give, cheaper."""
-    if time.monotonic() >= _prefix_until:
-        _draw_prefix()
-    prefix = _prefix
-    return [f"{prefix}{number & 0xFFFFFFFF:08x}" for number in itertools.islice(_count, count)]
+    """As many ids as `new_id` would give, in order, cheaper: 4096 ids share one step of the counter."""
+    ids: list[str] = []
+    while len(ids) < count:
+        if time.monotonic() >= _prefix_until:
+            _draw_prefix()
+        ids += map(f"{_prefix}{next(_blocks) & 0xFFFFF:05x}".__add__, _TAILS[: count - len(ids)])
+    return ids
 
 
 def _draw_prefix() -> None:

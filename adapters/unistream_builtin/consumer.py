@@ -7,7 +7,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from unistream.broker import BrokerError, Host, Lent, Tag
+from unistream.broker import OFFSETS, BrokerError, Host, Lent, Tag
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import (
     DataLoss,
@@ -32,7 +32,7 @@ _delivery: Callable[[tuple[Any, ...]], RawDelivery] = partial(tuple.__new__, Raw
 
 class MemoryConsumer(ConsumerDriver):
     """
-    One member of a group. A token is the broker's tag: (offset, number of the grant).
+    One member of a group. A token is the broker's tag.
 
     Raises:
         BrokerError: The broker's own, when it can't join.
@@ -111,7 +111,7 @@ class MemoryConsumer(ConsumerDriver):
 
     def _lease_lost(self, token: Tag) -> LeaseLostError:
         return LeaseLostError(
-            f"the loan of message {token[0]} of topic {self._topic!r} to group {self._name!r} had ended",
+            f"the loan of message {token & OFFSETS} of topic {self._topic!r} to group {self._name!r} had ended",
             driver=DRIVER,
             topic=self._topic,
         )
@@ -124,14 +124,14 @@ class MemoryConsumer(ConsumerDriver):
 def _deliveries(lent: Lent) -> list[RawDelivery]:
     offsets = lent.offsets
     if len(offsets) == 1:
-        message, token, ms = lent.entries[0], (offsets[0], lent.token), lent.times[0]
+        message, token, ms = lent.entries[0], lent.token + offsets[0], lent.times[0]
         return [_delivery((message, token, str(offsets[0]), ms / 1000, lent.attempts[0], lent.suspect, None))]
     return list(
         map(
             _delivery,
             zip(
                 lent.entries,
-                zip(offsets, repeat(lent.token), strict=False),
+                lent.tags,
                 map(str, offsets),
                 [ms / 1000 for ms in lent.times],
                 lent.attempts,

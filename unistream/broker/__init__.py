@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from .errors import BrokerError, GroupMissing, InvalidRequest, PositionOutOfRange, SessionEnded, TopicMissing
 from .host import Host, Member, named
-from .lease import Lent, Tag
+from .lease import OFFSETS, Lent, Tag
 from .spec import AtOffset, AtTime, GroupSpec, Limits, Start, TopicSpec
 from .topic import Published
 
 __all__ = [
+    "OFFSETS",
     "AtOffset",
     "AtTime",
     "BrokerError",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
 
-from .lease import Lease, Lent, Session, Tag
+from .lease import OFFSETS, Lease, Lent, Session, Tag
 from .log import Log
 from .spec import GroupSpec
 
@@ -128,7 +128,7 @@ class Group:
             entries, times = self._log.slice(offsets.start, len(offsets))
         else:
             entries, times = self._log.pick(offsets)
-        token = next(self._numbers)
+        token = next(self._numbers) * (OFFSETS + 1)
         deadline = now + self._lease_seconds
         self._lend(Lease(token, session, now, deadline, offsets), token)
         return _lent((token, deadline, offsets, entries, times, attempts, suspect))
@@ -206,11 +206,12 @@ class Group:
         refused: list[Tag] = []
         stand: dict[Lease, set[int]] = {}
         for tag in tags:
-            lease = self.leased.get(tag[0])
-            if lease is None or lease.token != tag[1]:
+            offset = tag & OFFSETS
+            lease = self.leased.get(offset)
+            if lease is None or lease.token + offset != tag:
                 refused.append(tag)
             else:
-                stand.setdefault(lease, set()).add(tag[0])
+                stand.setdefault(lease, set()).add(offset)
         for lease, offsets in stand.items():
             deadline = min(now + seconds, lease.granted + self.spec.max_lease)
             if len(offsets) == lease.open:
@@ -256,15 +257,15 @@ class Group:
         taken: list[int] = []
         refused: list[Tag] = []
         for tag in tags:
-            offset = tag[0]
+            offset = tag & OFFSETS
             lease = leased.get(offset)
-            if lease is None or lease.token != tag[1]:
+            if lease is None or lease.token + offset != tag:
                 refused.append(tag)
                 continue
             del leased[offset]
             taken.append(offset)
-            lease.open = left = lease.open - 1
-            if not left:
+            lease.open -= 1
+            if not lease.open:
                 lease.session.leases.discard(lease)
                 self._open -= 1
         return taken, refused
@@ -379,7 +380,7 @@ class Group:
         """
         ended: dict[Session, list[Tag]] = {}
         for offset, lease in self.leased.items():
-            ended.setdefault(lease.session, []).append((offset, lease.token))
+            ended.setdefault(lease.session, []).append(lease.token + offset)
             self._attempts[offset] = self._attempts.get(offset, 0) + 1
         for session in self.sessions.values():
             for lease in session.leases:

@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from .group import Group
     from .topic import Topic
 
-__all__ = ["Lease", "Lent", "Session", "Tag"]
+__all__ = ["OFFSETS", "Lease", "Lent", "Session", "Tag"]
 
-Tag = tuple[int, int]
-"""One loan: (offset, token). The token is the fence: no two grants of a broker share one."""
+Tag = int
+"""One loan: the fence of its grant, which no other grant of the broker has, plus the offset of the message."""
+
+OFFSETS = (1 << 48) - 1
+"""The bits of a tag that are the offset; those above are the fence."""
 
 
 class Lease:
     """One grant: the messages of one batch, lent to one session, and the time when that ends.
 
     Attributes:
-        token: The fence, as in every tag of the batch.
+        token: The fence, as in every tag of the batch; a multiple of `OFFSETS + 1`.
         session: Who holds it.
         granted: When it was lent, in seconds of the broker's clock.
         deadline: When it ends.
@@ -71,7 +74,7 @@ class Lent(NamedTuple):
     """What one grant handed over; the sequences run in step.
 
     Attributes:
-        token: The fence of all of them; the tag of the i-th is `(offsets[i], token)`.
+        token: The fence of all of them.
         deadline: When the lease ends, in seconds of the broker's clock.
         offsets: Places in the topic.
         entries: The messages, as published.
@@ -87,3 +90,11 @@ class Lent(NamedTuple):
     times: Sequence[int]
     attempts: Sequence[int]
     suspect: bool
+
+    @property
+    def tags(self) -> Sequence[Tag]:
+        """The loans, in step with the rest."""
+        token, offsets = self.token, self.offsets
+        if isinstance(offsets, range):
+            return range(token + offsets.start, token + offsets.stop)
+        return [token + offset for offset in offsets]

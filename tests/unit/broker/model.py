@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unistream.broker.core import Broker
-from unistream.broker.lease import Lent, Session, Tag
+from unistream.broker.lease import OFFSETS, Lent, Session, Tag
 from unistream.broker.log import entry_bytes
 from unistream.broker.spec import AtOffset, GroupSpec, Limits, TopicSpec
 from unistream.broker.topic import Published
@@ -195,16 +195,17 @@ class Pair:
         self.expire()
         expected = []
         for tag in tags:
-            loan = group.loans.get(tag[0])
-            if loan is None or loan.token != tag[1]:
+            offset = tag & OFFSETS
+            loan = group.loans.get(offset)
+            if loan is None or loan.token is None or loan.token + offset != tag:
                 expected.append(tag)
             elif verb == "ack":
-                del group.loans[tag[0]]
-                group.gone.add(tag[0])
+                del group.loans[offset]
+                group.gone.add(offset)
             elif verb == "nack":
-                self.give_back(group, tag[0], self.now + delay, spent=1, suspect=False)
+                self.give_back(group, offset, self.now + delay, spent=1, suspect=False)
             elif verb == "release":
-                self.give_back(group, tag[0], self.now, spent=0, suspect=loan.suspect)
+                self.give_back(group, offset, self.now, spent=0, suspect=loan.suspect)
             else:
                 loan.deadline = min(self.now + delay, loan.granted + group.spec.max_lease)
         command = getattr(self.broker, verb)
@@ -351,4 +352,4 @@ class Pair:
 
 def tags_of(lent: Lent) -> list[Tag]:
     """One tag per message lent."""
-    return [(offset, lent.token) for offset in lent.offsets]
+    return list(lent.tags)

@@ -17,8 +17,8 @@ SEEDS = range(12)
 MUTANTS: dict[str, tuple[ModuleType, str, str]] = {
     "a stale settle is taken": (
         group,
-        "if lease is None or lease.token != tag[1]:\n                refused.append(tag)\n                continue",
-        "if lease is None:\n                refused.append(tag)\n                continue",
+        "if lease is None or lease.token + offset != tag:\n                refused.append(tag)\n                cont",
+        "if lease is None:\n                refused.append(tag)\n                cont",
     ),
     "a nack forgets its delay": (group, "self._wait(back, now + delay, now)", "self._wait(back, now, now)"),
     "a nack spends no attempt": (

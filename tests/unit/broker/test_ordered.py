@@ -80,7 +80,7 @@ def test_a_key_stays_busy_until_its_message_is_settled(fate: str) -> None:
     else:
         assert 1 not in bench.grant(bench.two, now)
         bench.grant(bench.two, now)
-    assert bench.broker.ack(bench.two, [(0, bench.group.leased[0].token)], now) == []
+    assert bench.broker.ack(bench.two, [bench.group.leased[0].token], now) == []
     assert bench.grant(bench.two, now) == [1]
 
 
