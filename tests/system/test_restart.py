@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 
 import unistream
 
 RESTARTS = 50
+MOST_PER_LIFE = 20
+CONCURRENCY = 4
 MESSAGES = 1500
+LIFE_SECONDS = 120.0
+"""Generous, for slow machines: one life takes well under a second."""
 
 
 @pytest.mark.timeout(900)
@@ -23,21 +26,28 @@ def test_restart_under_load_strands_nothing(url: str, name: str) -> None:
 
 
 async def _restart(url: str, topic: str, chance: random.Random) -> None:
+    # However the lives end, there is work left for each of them.
+    assert RESTARTS * (MOST_PER_LIFE + CONCURRENCY) < MESSAGES
     handled: set[int] = set()
+    interrupted = 0
     async with unistream.connect(url) as operator:
         await operator.create_topic(topic)
         await operator.group("workers", topic).create()
+        publishing = asyncio.create_task(_publish(operator, topic))
         try:
-            publishing = asyncio.create_task(_publish(operator, topic))
             for _ in range(RESTARTS):
-                enough = len(handled) + chance.randint(1, 20)
-                await _work(url, topic, handled, lambda enough=enough: len(handled) >= enough)
+                enough = len(handled) + chance.randint(1, MOST_PER_LIFE)
+                drain = chance.choice([0.0, 30.0])
+                interrupted += await _work(url, topic, handled, enough, publishing, drain)
             await publishing
-            await _work(url, topic, handled, lambda: len(handled) == MESSAGES)
+            await _work(url, topic, handled, MESSAGES, publishing, 30.0)
             lag = await operator.group("workers", topic).lag()
         finally:
+            publishing.cancel()
+            await asyncio.wait([publishing])
             await operator.delete_topic(topic)
 
+    assert interrupted > 0, "no life was stopped in the middle of work"
     assert handled == set(range(MESSAGES))
     assert lag.messages == 0
 
@@ -48,18 +58,53 @@ async def _publish(client: unistream.Client, topic: str) -> None:
             await producer.submit(str(number).encode())
 
 
-async def _work(url: str, topic: str, handled: set[int], enough: Callable[[], bool]) -> None:
-    """One life of a worker: it handles until `enough`, and is stopped with what it fetched ahead."""
+async def _work(
+    url: str,
+    topic: str,
+    handled: set[int],
+    enough: int,
+    publishing: asyncio.Task[None],
+    drain: float,
+) -> int:
+    """
+    One life of a worker: it is stopped, with what it fetched ahead, once `enough` messages were handled in all.
+
+    Returns:
+        How many handlers were in the middle of work when it was stopped.
+    """
     done = asyncio.Event()
+    stopped = asyncio.Event()
+    interrupted = 0
 
     async def handle(delivery: unistream.Delivery) -> None:
+        nonlocal interrupted
         await asyncio.sleep(0)
+        if done.is_set():
+            # Work that goes on while it is stopped; without a drain it is cut off here, and its message comes again.
+            interrupted += 1
+            await stopped.wait()
         handled.add(int(delivery.value))
-        if enough():
+        if len(handled) >= enough:
             done.set()
 
     async with unistream.connect(url) as client:
-        running = asyncio.create_task(client.group("workers", topic).run(handle, concurrency=4, max_in_flight=100))
-        await asyncio.wait_for(done.wait(), 120)
+        group = client.group("workers", topic)
+        running = asyncio.create_task(group.run(handle, concurrency=CONCURRENCY, max_in_flight=100, drain=drain))
+        waiting = asyncio.create_task(done.wait())
+        # The worker and the publisher end by themselves only with an error: that is raised here, at once.
+        watched = {waiting, running} if publishing.done() else {waiting, running, publishing}
+        until = asyncio.get_running_loop().time() + LIFE_SECONDS
+        while not done.is_set():
+            left = until - asyncio.get_running_loop().time()
+            ended, _ = await asyncio.wait(watched, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            assert ended, f"a life handled not enough in {LIFE_SECONDS:g} s; {len(handled)} of {MESSAGES} so far"
+            for task in ended:
+                task.result()
+            assert running not in ended, "the worker ended by itself"
+            watched.discard(publishing)
         running.cancel()
+        if drain > 0:
+            stopped.set()
         await asyncio.wait([running])
+        assert running.cancelled(), running.exception()
+    return interrupted
