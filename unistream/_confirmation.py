@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt
+from unistream.driver.types import PublishOutcome, RawMessage
 from unistream.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -199,8 +199,8 @@ def with_stored(error: UnistreamError) -> UnistreamError:
 def receipt(confirmation: Confirmation, outcome: PublishOutcome) -> Receipt | UnistreamError:
     """What the publisher gets for a driver's outcome."""
     raw = confirmation._raw
-    if type(outcome) is RawReceipt:
-        return Receipt(raw.id, *outcome)
+    if type(outcome) is Receipt:
+        return outcome
     if not isinstance(outcome, UnistreamError):
         defect = ContractError(f"the driver gave {outcome!r} as the outcome of a message")
         return with_stored(defect)

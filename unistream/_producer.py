@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, repeat
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from unistream._confirmation import Confirmation, ProducerStats, WhenFull, outcome_of, size_of, with_stored
@@ -20,7 +19,7 @@ from unistream.core.partitions import partition_for
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.envelope import RESERVED_PREFIX
-from unistream.driver.types import RawMessage, RawReceipt
+from unistream.driver.types import RawMessage
 from unistream.errors import (
     ClosedError,
     ConfigError,
@@ -41,9 +40,8 @@ DEFAULT_TIMEOUT = 30.0
 LEAST_TIMEOUT = 0.001
 """Seconds; with less, no answer could come and the outcome of a message would be unknown for no reason."""
 
-# A named tuple's own constructor is a Python function; these make one per message at the speed of C.
+# A named tuple's own constructor is a Python function; this makes one per message at the speed of C.
 _RAW: Callable[[tuple[Any, ...]], RawMessage] = partial(tuple.__new__, RawMessage)
-_RECEIPT: Callable[[tuple[Any, ...]], Receipt] = partial(tuple.__new__, Receipt)
 
 _log = logging.getLogger("unistream.producer")
 
@@ -148,9 +146,9 @@ class Producer:
         if outbox.clear and outbox.fits(size):
             answer = outbox.now((raw,), timeout)
             if isinstance(answer, list):
-                if len(answer) == 1 and type(answer[0]) is RawReceipt:
+                if len(answer) == 1 and type(receipt := answer[0]) is Receipt:
                     self.stats.confirmed += 1
-                    return Receipt(raw.id, *answer[0])
+                    return receipt
                 answer = answered(answer)
             [confirmation] = outbox.track((raw,), timeout, answer)
         else:
@@ -255,10 +253,9 @@ class Producer:
         answer = outbox.now(raws, timeout)
         if not isinstance(answer, list):
             outcomes.extend(outbox.track(raws, timeout, answer))
-        elif len(answer) == len(raws) and set(map(type, answer)) == {RawReceipt}:
+        elif len(answer) == len(raws) and set(map(type, answer)) == {Receipt}:
             self.stats.confirmed += len(raws)
-            ids = map(itemgetter(0), raws)
-            outcomes.extend(map(_RECEIPT, zip(ids, *zip(*answer, strict=True), strict=True)))
+            outcomes.extend(answer)
         else:
             outcomes.extend(outbox.track(raws, timeout, answered(answer)))
 

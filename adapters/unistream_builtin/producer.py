@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
+from operator import itemgetter
 
 from unistream.broker import BrokerError, Host, Published, TopicMissing
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt
 from unistream.errors import ClosedError, TooLargeError, TopicFullError, TopicMissingError
 from unistream_builtin.errors import DRIVER, translated
 
 __all__ = ["MemoryProducer"]
 
 # Makes the named tuple from a plain one without a Python frame.
-_receipt: Callable[[tuple[str, bool]], RawReceipt] = partial(tuple.__new__, RawReceipt)
+_receipt: Callable[[tuple[str, str, bool]], Receipt] = partial(tuple.__new__, Receipt)
 
 
 class MemoryProducer(ProducerDriver):
@@ -40,10 +41,11 @@ class MemoryProducer(ProducerDriver):
         except BrokerError as error:
             raise translated(error, self._topic) from error
         if not isinstance(result, int):
-            return [self._outcome(result, index) for index in range(len(batch))]
+            return [self._outcome(message, result, index) for index, message in enumerate(batch)]
         if len(batch) == 1:
-            return [_receipt((str(result), False))]
-        return list(map(_receipt, zip(map(str, range(result, result + len(batch))), repeat(False), strict=False)))
+            return [_receipt((batch[0][0], str(result), False))]
+        places = map(str, range(result, result + len(batch)))
+        return list(map(_receipt, zip(map(itemgetter(0), batch), places, repeat(False), strict=False)))
 
     def _missing(self, cause: TopicMissing) -> TopicMissingError:
         error = TopicMissingError(f"{cause}; create it first", driver=DRIVER, topic=self._topic)
@@ -51,10 +53,10 @@ class MemoryProducer(ProducerDriver):
         error.__cause__ = cause
         return error
 
-    def _outcome(self, result: Published, index: int) -> PublishOutcome:
+    def _outcome(self, message: RawMessage, result: Published, index: int) -> PublishOutcome:
         reason = result.refused.get(index)
         if reason is None:
-            return RawReceipt(str(result.offsets[index]), index in result.duplicates)
+            return Receipt(message.id, str(result.offsets[index]), index in result.duplicates)
         if reason == "full":
             return TopicFullError(
                 f"topic {self._topic!r} is full: its slowest group has max_backlog messages unsettled; "

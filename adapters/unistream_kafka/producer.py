@@ -21,7 +21,7 @@ from kafka.errors import KafkaConnectionError, KafkaError
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.envelope import Envelope
 from unistream.driver.owner_thread import OwnerThread
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, TopicSpec
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt, TopicSpec
 from unistream.errors import (
     BrokerUnavailableError,
     NotPublishedError,
@@ -176,7 +176,7 @@ class KafkaProducerDriver(ProducerDriver):
             )
         if answer.exception is not None:
             return refusal(answer.exception, self._name)
-        return RawReceipt(position_of(message.partition, answer.value.offset))
+        return Receipt(message.id, position_of(message.partition, answer.value.offset))
 
     async def close(self) -> None:
         """See `ProducerDriver.close`."""

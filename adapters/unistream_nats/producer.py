@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, TopicSpec
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt, TopicSpec
 from unistream.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -39,10 +39,22 @@ class _Batch:
         refused: Whether some have no right, and get no reply.
     """
 
-    __slots__ = ("_subjects", "_topic", "_wanted", "error", "first", "future", "homeless", "outcomes", "refused")
+    __slots__ = (
+        "_ids",
+        "_subjects",
+        "_topic",
+        "_wanted",
+        "error",
+        "first",
+        "future",
+        "homeless",
+        "outcomes",
+        "refused",
+    )
 
-    def __init__(self, topic: str, subjects: Sequence[str], future: asyncio.Future[None]) -> None:
+    def __init__(self, topic: str, subjects: Sequence[str], ids: Sequence[str], future: asyncio.Future[None]) -> None:
         self._topic = topic
+        self._ids = ids
         self._subjects = subjects
         self._wanted = len(subjects)
         self.first = 0
@@ -62,7 +74,7 @@ class _Batch:
             if "error" in told:
                 self.outcomes[at] = refusal(ApiError(told["error"]), self._topic)
             else:
-                self.outcomes[at] = RawReceipt(str(told["seq"]), told.get("duplicate", False))
+                self.outcomes[at] = Receipt(self._ids[at], str(told["seq"]), told.get("duplicate", False))
         self._count()
 
     def fail(self, error: Exception) -> None:
@@ -171,7 +183,8 @@ class NatsProducer(ProducerDriver):
             subjects.append(f"{subject}.{FREE}" if self._ordered and message.key is None else subject)
         if not places:
             return None, outcomes, places
-        sent = _Batch(self._topic.name, subjects, asyncio.get_running_loop().create_future())
+        ids = [batch[at].id for at in places]
+        sent = _Batch(self._topic.name, subjects, ids, asyncio.get_running_loop().create_future())
         number = first = wire.expect(sent, len(places))
         sent.first = first
         inbox = wire.inbox

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, TopicSpec
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt, TopicSpec
 from unistream.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -27,7 +27,6 @@ from unistream_rabbitmq.names import exchange_of
 __all__ = ["RabbitProducer"]
 
 _NO_GROUP_SECONDS = 1.0
-_RECEIPT = RawReceipt()
 
 
 class RabbitProducer(ProducerDriver):
@@ -85,13 +84,13 @@ class RabbitProducer(ProducerDriver):
                     sent.decide(index, late)
         alone = publisher.ended_with == 1
         answered: list[PublishOutcome] = []
-        for outcome, fate in zip(outcomes, sent.fates, strict=True):
+        for message, outcome, fate in zip(batch, outcomes, sent.fates, strict=True):
             if outcome is not None:
                 answered.append(outcome)
             elif fate is Fate.STORED:
-                answered.append(_RECEIPT)
+                answered.append(Receipt(message.id))
             else:
-                answered.append(await self._outcome(fate, alone, timeout))
+                answered.append(await self._outcome(message, fate, alone, timeout))
         return answered
 
     async def close(self) -> None:
@@ -145,10 +144,12 @@ class RabbitProducer(ProducerDriver):
                 raise self._failure
             return publisher
 
-    async def _outcome(self, fate: Fate | BaseException | None, alone: bool, timeout: float) -> PublishOutcome:
+    async def _outcome(
+        self, message: RawMessage, fate: Fate | BaseException | None, alone: bool, timeout: float
+    ) -> PublishOutcome:
         name = self._topic.name
         if fate is Fate.RETURNED:
-            return await self._returned()
+            return await self._returned(message)
         if fate is Fate.REFUSED:
             if self._topic.max_backlog is not None:
                 return TopicFullError(
@@ -184,7 +185,7 @@ class RabbitProducer(ProducerDriver):
         unknown.__cause__ = fate if isinstance(fate, BaseException) else None
         return unknown
 
-    async def _returned(self) -> PublishOutcome:
+    async def _returned(self, message: RawMessage) -> PublishOutcome:
         """No queue takes it: success where there is no group (PUB-8), else a group's queue is gone."""
         name = self._topic.name
         now = asyncio.get_running_loop().time()
@@ -204,7 +205,7 @@ class RabbitProducer(ProducerDriver):
                 made.__cause__ = error
                 return made
             self._no_group_until = now + _NO_GROUP_SECONDS
-        return _RECEIPT
+        return Receipt(message.id)
 
     def _too_large(self, message: RawMessage, frame_max: int) -> TooLargeError | None:
         name = self._topic.name

@@ -10,7 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, TopicSpec
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt, TopicSpec
 from unistream.errors import (
     BrokerUnavailableError,
     PublishUnknownError,
@@ -162,13 +162,18 @@ class RedisProducer(ProducerDriver):
         if replies and all(unavailable(reply) for reply in replies):
             raise translated(replies[0], f"publish to {self._topic.name!r}", self._topic.name)
         if self._ordered:
-            return [self._outcome(reply, message.partition) for message, reply in zip(batch, replies, strict=False)]
-        return [RawReceipt(reply.decode()) if type(reply) is bytes else self._outcome(reply, None) for reply in replies]
+            return [
+                self._outcome(reply, message, message.partition) for message, reply in zip(batch, replies, strict=False)
+            ]
+        return [
+            Receipt(message.id, reply.decode()) if type(reply) is bytes else self._outcome(reply, message, None)
+            for message, reply in zip(batch, replies, strict=False)
+        ]
 
-    def _outcome(self, reply: Any, partition: int | None) -> PublishOutcome:
+    def _outcome(self, reply: Any, message: RawMessage, partition: int | None) -> PublishOutcome:
         name = self._topic.name
         if isinstance(reply, bytes):
-            return RawReceipt(position_of(reply, partition))
+            return Receipt(message.id, position_of(reply, partition))
         if isinstance(reply, ResponseError):
             return refusal(reply, name)
         if self._topic.max_backlog is not None and reply is None:

@@ -21,7 +21,7 @@ from unistream.driver.types import (
     GroupSpec,
     RawDelivery,
     RawMessage,
-    RawReceipt,
+    Receipt,
     Retention,
     Settlement,
     Target,
@@ -121,7 +121,7 @@ async def test_a_message_goes_through_whole() -> None:
         consumer = await bench.consumer()
         raws = await settled(consumer.receive(10, 0.0))
 
-        assert outcomes == [RawReceipt("0", False), RawReceipt("1", False)]
+        assert outcomes == [Receipt("m1", "0", False), Receipt("m2", "1", False)]
         assert [raw.message[1:5] for raw in raws] == [
             (b"", b"", (("h", b"1"), ("h", b"2")), 3),
             (bytes(range(256)), b"", (("h", b"1"), ("h", b"2")), 3),
@@ -216,10 +216,10 @@ async def test_each_message_of_a_batch_has_its_own_outcome() -> None:
         ]
         outcomes = await settled(producer.publish(batch, 1.0))
 
-        assert outcomes[0] == RawReceipt("0", False)
+        assert outcomes[0] == Receipt("a", "0", False)
         assert (type(outcomes[1]), outcomes[1].stored) == (TooLargeError, "no")
-        assert outcomes[2:] == [RawReceipt("0", True), RawReceipt("0", True)]
-        assert await settled(producer.publish([big], 1.0)) == [RawReceipt("1", False)]
+        assert outcomes[2:] == [Receipt("a", "0", True), Receipt("dead", "0", True)]
+        assert await settled(producer.publish([big], 1.0)) == [Receipt("big", "1", False)]
 
 
 @virtual

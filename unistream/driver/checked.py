@@ -17,7 +17,7 @@ from unistream.driver.types import (
     PublishOutcome,
     RawDelivery,
     RawMessage,
-    RawReceipt,
+    Receipt,
     Settlement,
     SettleOutcome,
     Token,
@@ -109,8 +109,9 @@ class _Producer(ProducerDriver):
 
         def check(outcomes: list[PublishOutcome]) -> None:
             _must(len(outcomes) == len(batch), f"{len(outcomes)} outcomes for {len(batch)} messages")
-            for outcome in outcomes:
-                if isinstance(outcome, RawReceipt):
+            for message, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Receipt):
+                    _must(outcome.id == message.id, f"{outcome} for message {message.id}")
                     continue
                 _must(isinstance(outcome, UnistreamError), f"{outcome!r} is no publish outcome")
                 _must(

@@ -293,7 +293,7 @@ class ProducerDriver(ABC):
             timeout: Seconds until an answer must be given; what is unconfirmed then is a `PublishUnknownError`.
 
         Returns:
-            One outcome per message, in order: a `RawReceipt`; an error with `stored="no"` if the message surely is not
+            One outcome per message, in order: its `Receipt`; an error with `stored="no"` if the message surely is not
             stored; `PublishUnknownError` if it may be (connection lost after sending, no answer in time).
 
         Raises:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 from unistream.errors import AccessError, PublishError, SettleError, TopicMissingError
-from unistream.message import HeaderPairs
+from unistream.message import HeaderPairs, Receipt
 
 __all__ = [
     "Connected",
@@ -30,7 +30,7 @@ __all__ = [
     "PublishOutcome",
     "RawDelivery",
     "RawMessage",
-    "RawReceipt",
+    "Receipt",
     "Retention",
     "SettleOutcome",
     "Settlement",
@@ -74,19 +74,7 @@ class RawMessage(NamedTuple):
     dedupe: str = ""
 
 
-class RawReceipt(NamedTuple):
-    """A confirm.
-
-    Attributes:
-        position: The message's place as text, comparable only for equality; `None` where the broker tells none.
-        duplicate: True if the broker had stored this id before; `None` where it can't tell.
-    """
-
-    position: str | None = None
-    duplicate: bool | None = None
-
-
-PublishOutcome = RawReceipt | PublishError | TopicMissingError | AccessError
+PublishOutcome = Receipt | PublishError | TopicMissingError | AccessError
 
 
 class RawDelivery(NamedTuple):

@@ -22,7 +22,7 @@ from tests.brokers.fleet import local
 from tests.brokers.server import Server
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import RawDelivery, RawReceipt, Verb
+from unistream.driver.types import RawDelivery, Receipt, Verb
 from unistream.errors import BrokerUnavailableError, LeaseLostError, PublishUnknownError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
@@ -313,7 +313,7 @@ def test_a_frozen_broker_never_wedges_the_producer(server: Server) -> None:
                         await asyncio.sleep(0.1)  # as the portable layer backs off
             stored = [int(one.value) for one in await here.stored(2)]
 
-            assert all(isinstance(outcome, RawReceipt) for outcome in outcomes)
+            assert all(isinstance(outcome, Receipt) for outcome in outcomes)
             assert len(stored) == len(set(stored)), "an unknown message was stored twice"
             assert set(range(10)) | set(range(50, 60)) <= set(stored) <= set(range(60))
             assert cpu < 50, "the client spins while the broker is frozen"
@@ -349,7 +349,7 @@ def test_everything_works_again_after_the_broker_restarts(server: Server) -> Non
                     except BrokerUnavailableError:
                         await asyncio.sleep(0.1)  # as the portable layer backs off
 
-            assert all(isinstance(outcome, RawReceipt) for outcome in outcomes)
+            assert all(isinstance(outcome, Receipt) for outcome in outcomes)
             seen = {delivery.message.id for delivery in held[:3]}
             async with asyncio.timeout(60):
                 while len(seen) < 10:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.adapters.kafka.support import LIMIT, end, ids, message, opened, proxied, receive, run, take
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import RawMessage, RawReceipt
+from unistream.driver.types import RawMessage, Receipt
 from unistream.errors import BrokerUnavailableError, PublishUnknownError, TooLargeError, TopicMissingError
 
 pytestmark = pytest.mark.kafka
@@ -27,7 +27,11 @@ def test_key_headers_and_body_lie_in_kafka_as_they_are() -> None:
                 RawMessage("two", b"", None, (), 1),
                 RawMessage("three", b"x", b"", (), 0),
             ]
-            assert await producer.publish(batch, LIMIT) == [RawReceipt("1/0"), RawReceipt("1/1"), RawReceipt("0/0")]
+            assert await producer.publish(batch, LIMIT) == [
+                Receipt("one", "1/0"),
+                Receipt("two", "1/1"),
+                Receipt("three", "0/0"),
+            ]
             third, first, second = await here.stored(2)
 
             assert (first.value, first.key, first.partition) == (b"body\x00\xff", b"key\xfe", 1)
@@ -56,7 +60,7 @@ def test_what_is_published_arrives_unchanged() -> None:
             deliveries = await take(consumer, 3)
 
             assert [delivery.message for delivery in deliveries] == batch
-            assert [RawReceipt(delivery.position) for delivery in deliveries] == receipts
+            assert [Receipt(delivery.message.id, delivery.position) for delivery in deliveries] == receipts
             assert all(delivery.published_at and delivery.published_at > 1.6e9 for delivery in deliveries)
             await end(consumer, deliveries)
             await consumer.close()
@@ -119,7 +123,7 @@ def test_a_message_beyond_the_limit_is_refused_alone() -> None:
             for size in sizes:
                 outcomes += await producer.publish([RawMessage("x", b"v" * size, None, (), 0)], LIMIT)
 
-            assert [type(outcome) for outcome in outcomes] == [RawReceipt, RawReceipt, TooLargeError, RawReceipt]
+            assert [type(outcome) for outcome in outcomes] == [Receipt, Receipt, TooLargeError, Receipt]
             assert outcomes[2].stored == "no"  # type: ignore[union-attr]
             assert [len(one.value) for one in await here.stored()] == [1, limit, 1]
             await producer.close()
@@ -140,7 +144,7 @@ def test_the_limit_of_the_topic_counts_too() -> None:
             large = RawMessage("l", b"v" * 3000, None, (), 0)
             outcomes = await producer.publish([message(0), large, message(1)], LIMIT)
 
-            assert [type(outcome) for outcome in outcomes] == [RawReceipt, TooLargeError, RawReceipt]
+            assert [type(outcome) for outcome in outcomes] == [Receipt, TooLargeError, Receipt]
             assert [one.value for one in await here.stored()] == [b"0", b"1"]
             await producer.close()
 
@@ -167,7 +171,7 @@ def test_a_topic_deleted_under_a_producer_is_missing() -> None:
                         continue
                     break
 
-            assert outcomes == [RawReceipt("0/0")]
+            assert outcomes == [Receipt("2", "0/0")]
             await producer.close()
 
     run(test)
@@ -185,7 +189,7 @@ def test_a_cut_connection_stores_each_message_once() -> None:
                 )
                 await asyncio.sleep(0)
                 proxy.cut()
-                assert all(isinstance(outcome, RawReceipt) for outcome in await publishing)
+                assert all(isinstance(outcome, Receipt) for outcome in await publishing)
 
             assert [int(one.value) for one in await here.stored()] == list(range(200))
             await producer.close()
@@ -205,7 +209,7 @@ def test_a_lost_answer_is_unknown_and_stored_once() -> None:
             proxy.deaf = False
 
             assert [type(outcome) for outcome in outcomes] == [PublishUnknownError]
-            assert await producer.publish([message(2)], LIMIT) == [RawReceipt("0/2")]
+            assert await producer.publish([message(2)], LIMIT) == [Receipt("2", "0/2")]
             assert [int(one.value) for one in await here.stored()] == [0, 1, 2]
             await producer.close()
 
@@ -231,7 +235,7 @@ def test_without_a_connection_nothing_is_handed_over() -> None:
             assert [type(outcome) for outcome in calls] == [BrokerUnavailableError] * 2
             proxy.refuse = False
             (receipt,) = await producer.publish([message(4)], LIMIT)
-            assert isinstance(receipt, RawReceipt)
+            assert isinstance(receipt, Receipt)
             assert {int(one.value) for one in await here.stored()} - {1} == {0, 4}
             await producer.close()
 
@@ -259,7 +263,7 @@ def test_a_cancelled_publish_does_not_disturb_others() -> None:
             stored = [int(one.value) for one in await here.stored()]
 
             assert calls[0].cancelled()
-            assert calls[1].result() == [RawReceipt(f"0/{stored.index(1)}")]
+            assert calls[1].result() == [Receipt("1", f"0/{stored.index(1)}")]
             await producer.close()
 
     run(test)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.adapters.nats.support import LIMIT, end, ids, message, opened, proxied, run, take
-from unistream.driver.types import PublishOutcome, RawMessage, RawReceipt, Retention
+from unistream.driver.types import PublishOutcome, RawMessage, Receipt, Retention
 from unistream.errors import (
     BrokerUnavailableError,
     PublishUnknownError,
@@ -36,7 +36,7 @@ def test_batches_are_stored_in_the_order_of_the_calls() -> None:
             positions = []
             for first in range(0, 600, 100):
                 one, two = await asyncio.gather(publish(producer, first, 50), publish(producer, first + 50, 50))
-                positions += [outcome.position for outcome in [*one, *two] if isinstance(outcome, RawReceipt)]
+                positions += [outcome.position for outcome in [*one, *two] if isinstance(outcome, Receipt)]
 
             assert await here.bodies() == [str(number).encode() for number in range(600)]
             assert positions == [str(number) for number in range(1, 601)]
@@ -78,8 +78,8 @@ def test_what_was_sent_and_not_answered_is_unknown_and_stored_once_when_repeated
             after = await publish(producer, 6, 3)
 
             assert all(isinstance(outcome, PublishUnknownError) for outcome in [*late, *cut])
-            assert [outcome.duplicate for outcome in again if isinstance(outcome, RawReceipt)] == [True] * 6
-            assert all(isinstance(outcome, RawReceipt) for outcome in after)
+            assert [outcome.duplicate for outcome in again if isinstance(outcome, Receipt)] == [True] * 6
+            assert all(isinstance(outcome, Receipt) for outcome in after)
             assert await here.bodies() == [str(number).encode() for number in range(9)]
             await producer.close()
 
@@ -153,7 +153,7 @@ def test_a_cancelled_publish_shifts_no_other_receipt() -> None:
             bodies = await here.bodies()
 
             assert [
-                bodies[int(outcome.position or 0) - 1] for outcome in receipts if isinstance(outcome, RawReceipt)
+                bodies[int(outcome.position or 0) - 1] for outcome in receipts if isinstance(outcome, Receipt)
             ] == [str(number).encode() for number in range(50, 100)]
             await producer.close()
 
@@ -176,8 +176,8 @@ def test_one_oversize_message_fails_alone() -> None:
             for one in (fits, large, by_key, by_headers):
                 outcomes += await producer.publish([message(1), one], LIMIT)
 
-            assert [type(outcome) for outcome in outcomes[1::2]] == [RawReceipt, *[TooLargeError] * 3]
-            assert all(isinstance(outcome, RawReceipt) for outcome in outcomes[::2])
+            assert [type(outcome) for outcome in outcomes[1::2]] == [Receipt, *[TooLargeError] * 3]
+            assert all(isinstance(outcome, Receipt) for outcome in outcomes[::2])
             assert not here.events
             await producer.close()
 
@@ -194,7 +194,7 @@ def test_a_full_topic_refuses_until_the_slowest_group_settles(groups: int) -> No
             members = [await here.join(await here.group(f"g{number}")) for number in range(groups)]
             producer = await here.produce()
             outcomes = await publish(producer, 0, 7)
-            assert [type(outcome) for outcome in outcomes] == [*[RawReceipt] * 5, *[TopicFullError] * 2]
+            assert [type(outcome) for outcome in outcomes] == [*[Receipt] * 5, *[TopicFullError] * 2]
             assert {outcome.stored for outcome in outcomes[5:] if isinstance(outcome, TopicFullError)} == {"no"}
             for consumer in members:
                 assert isinstance((await publish(producer, 7, 1))[0], TopicFullError)
@@ -206,7 +206,7 @@ def test_a_full_topic_refuses_until_the_slowest_group_settles(groups: int) -> No
                     await here.client.flush()
             outcomes = await publish(producer, 8, 3)
 
-            assert [type(outcome) for outcome in outcomes] == [RawReceipt, RawReceipt, TopicFullError]
+            assert [type(outcome) for outcome in outcomes] == [Receipt, Receipt, TopicFullError]
             for consumer in members:
                 assert ids(await take(consumer, 2)) == ["8", "9"]
                 await consumer.close()

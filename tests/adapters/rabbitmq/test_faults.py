@@ -23,7 +23,7 @@ from tests.brokers.processes import Process
 from tests.brokers.server import Server
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver, ProducerDriver
-from unistream.driver.types import RawDelivery, RawReceipt, Verb
+from unistream.driver.types import RawDelivery, Receipt, Verb
 from unistream.errors import BrokerUnavailableError, PublishUnknownError
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
@@ -92,7 +92,7 @@ async def patient(consumer: ConsumerDriver, count: int) -> list[RawDelivery]:
     return found
 
 
-async def insist(producer: ProducerDriver, number: int) -> RawReceipt:
+async def insist(producer: ProducerDriver, number: int) -> Receipt:
     """Publish a message until it is confirmed, as an application would."""
     async with asyncio.timeout(60):
         while True:
@@ -101,7 +101,7 @@ async def insist(producer: ProducerDriver, number: int) -> RawReceipt:
             except BrokerUnavailableError:
                 await asyncio.sleep(0.1)  # as the portable layer backs off
                 continue
-            if isinstance(outcome, RawReceipt):
+            if isinstance(outcome, Receipt):
                 return outcome
 
 

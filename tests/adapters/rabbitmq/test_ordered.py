@@ -24,7 +24,7 @@ from tests.adapters.rabbitmq.support import (
 )
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, RawReceipt, Verb
+from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, Receipt, Verb
 from unistream.errors import BrokerUnavailableError, LeaseLostError
 
 pytestmark = pytest.mark.rabbitmq
@@ -157,7 +157,7 @@ def test_order_by_key_stands_through_joins_leaves_nacks_and_cuts() -> None:
             producer = await there.driver.producer(topic)
             for start in range(0, total, 20):
                 outcomes = await producer.publish([keyed(start + n, 12, 4) for n in range(20)], LIMIT)
-                assert all(isinstance(outcome, RawReceipt) for outcome in outcomes)
+                assert all(isinstance(outcome, Receipt) for outcome in outcomes)
             async with asyncio.timeout(60):
                 await asyncio.gather(*teams)
             await spoiler

@@ -9,7 +9,7 @@ import pytest
 from pika import BasicProperties
 
 from tests.adapters.rabbitmq.support import LIMIT, end, message, opened, proxied, run, take
-from unistream.driver.types import RawMessage, RawReceipt
+from unistream.driver.types import RawMessage, Receipt
 from unistream.errors import (
     BrokerUnavailableError,
     NotPublishedError,
@@ -38,7 +38,7 @@ def test_what_is_published_arrives_unchanged() -> None:
                 RawMessage("c", b"", b"", (("only", b""),), 0),
                 RawMessage("d", b"x", None, (("CC", b"1"), ("x-death", b"2")), 0),
             ]
-            assert await producer.publish(batch, LIMIT) == [RawReceipt()] * 4
+            assert await producer.publish(batch, LIMIT) == [Receipt(one.id) for one in batch]
             deliveries = await take(consumer, 4)
 
             assert [delivery.message for delivery in deliveries] == batch
@@ -107,13 +107,13 @@ def test_a_topic_without_a_group_takes_messages_and_one_with_a_lost_queue_does_n
     async def test() -> None:
         async with opened() as here:
             producer = await here.driver.producer(await here.topic())
-            assert await producer.publish([message(0), message(1)], LIMIT) == [RawReceipt()] * 2
+            assert await producer.publish([message(0), message(1)], LIMIT) == [Receipt("0"), Receipt("1")]
             await here.group()
-            assert await producer.publish([message(2)], LIMIT) == [RawReceipt()]
+            assert await producer.publish([message(2)], LIMIT) == [Receipt("2")]
             await here.bare(lambda channel: channel.queue_delete(f"us.{here.name}.g"))
             async with asyncio.timeout(LIMIT):  # what was known of groups counts for a second
-                refused: object = RawReceipt()
-                while isinstance(refused, RawReceipt):
+                refused: object = Receipt("")
+                while isinstance(refused, Receipt):
                     (refused,) = await producer.publish([message(3)], LIMIT)
 
             assert type(refused) is NotPublishedError
@@ -135,7 +135,7 @@ def test_a_deleted_topic_is_missing_and_works_when_made_again() -> None:
                 assert refused.stored == "no"
             await here.topic()
 
-            assert await producer.publish([message(2)], LIMIT) == [RawReceipt()]
+            assert await producer.publish([message(2)], LIMIT) == [Receipt("2")]
             await producer.close()
             with pytest.raises(TopicMissingError):
                 await here.driver.producer(await here.driver.topic("never-made"))
@@ -152,7 +152,7 @@ def test_a_full_group_refuses_and_takes_again() -> None:
             consumer_group = await here.group()
             producer = await here.driver.producer(topic)
             outcomes = [(await producer.publish([message(n)], LIMIT))[0] for n in range(12)]
-            stored = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, RawReceipt)]
+            stored = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Receipt)]
             refused = [outcome for outcome in outcomes if isinstance(outcome, TopicFullError)]
 
             assert 5 <= len(stored) <= 7
@@ -162,7 +162,7 @@ def test_a_full_group_refuses_and_takes_again() -> None:
             deliveries = await take(consumer, len(stored))
             assert [int(delivery.message.id) for delivery in deliveries] == stored
             await end(consumer, deliveries)
-            assert await producer.publish([message(99)], LIMIT) == [RawReceipt()]
+            assert await producer.publish([message(99)], LIMIT) == [Receipt("99")]
             await consumer.close()
             await producer.close()
 
@@ -182,7 +182,7 @@ def test_what_is_too_large_is_refused_alone_and_the_connection_stands() -> None:
             kept = await producer.publish([message(0), wide, fits, message(1)], LIMIT)
             refused = await producer.publish([large], LIMIT)
 
-            assert [type(outcome) for outcome in kept] == [RawReceipt, TooLargeError, RawReceipt, RawReceipt]
+            assert [type(outcome) for outcome in kept] == [Receipt, TooLargeError, Receipt, Receipt]
             assert [type(outcome) for outcome in refused] == [TooLargeError]
             await producer.close()
 
@@ -233,7 +233,7 @@ def test_a_lost_answer_is_unknown_and_a_refused_connection_is_not_handed_over() 
             with pytest.raises(BrokerUnavailableError):
                 await producer.publish([message(3)], LIMIT)
             proxy.deaf = proxy.refuse = False
-            assert await producer.publish([message(4)], LIMIT) == [RawReceipt()]
+            assert await producer.publish([message(4)], LIMIT) == [Receipt("4")]
             consumer = await here.join(group)
             numbers = [int(one.message.id) for one in await take(consumer, 3)]
 
@@ -260,7 +260,7 @@ def test_a_frozen_connection_is_noticed() -> None:
             async with asyncio.timeout(LIMIT):
                 while True:
                     try:
-                        assert await producer.publish([message(1)], LIMIT) == [RawReceipt()]
+                        assert await producer.publish([message(1)], LIMIT) == [Receipt("1")]
                         break
                     except BrokerUnavailableError:
                         await asyncio.sleep(0.05)  # as the portable layer backs off

@@ -12,8 +12,8 @@ import pytest
 from tests.adapters.redis.support import LIMIT, Opened, end, ids, opened, proxied, quiet, run, take
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, RawReceipt, Settlement, Verb
-from unistream.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, TopicMissingError
+from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, Receipt, Settlement, Verb
+from unistream.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, SettleError, TopicMissingError
 
 pytestmark = pytest.mark.redis
 
@@ -33,7 +33,7 @@ async def publish(here: Opened, keys: list[bytes | None], first: int = 0, partit
             for at, key in enumerate(keys[start : start + 256])
         ]
         outcomes = await producer.publish(batch, LIMIT)
-        assert all(isinstance(outcome, RawReceipt) for outcome in outcomes)
+        assert all(isinstance(outcome, Receipt) for outcome in outcomes)
     await producer.close()
 
 
@@ -338,6 +338,36 @@ def test_a_lost_read_breaks_no_order() -> None:
 
             assert dict(watch.seen) == {b"a": [0, 2, 4], b"b": [1, 3, 5]}
             await consumer.close()
+
+    run(test)
+
+
+def test_a_settle_without_an_answer_is_not_called_lost() -> None:
+    """When the partition was lost before a settle was answered nobody says that the settle was refused."""
+
+    async def test() -> None:
+        async with proxied() as (here, proxy):
+            group = await ordered(here, 1, lease=1.5)
+            one = await here.join(group)
+            await publish(here, [b"a", b"a"], partitions=1)
+            first = await take(one, 1)
+            proxy.deaf = True
+            with pytest.raises(BrokerUnavailableError):
+                await one.settle([Settlement(delivery.token, Verb.ACK) for delivery in first])
+            proxy.refuse = True
+            proxy.cut()
+            async with opened() as elsewhere:
+                elsewhere.name = here.name
+                two = await elsewhere.join(group)
+                rest = await take(two, 1)
+                await end(two, rest)
+                proxy.deaf = proxy.refuse = False
+                [outcome] = await one.settle([Settlement(delivery.token, Verb.ACK) for delivery in first])
+                await two.close()
+            await one.close()
+
+            assert ids(rest) == ["1"]
+            assert type(outcome) is SettleError
 
     run(test)
 

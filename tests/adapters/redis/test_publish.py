@@ -9,7 +9,7 @@ import pytest
 
 from tests.adapters.redis.support import LIMIT, Opened, end, ids, message, opened, proxied, quiet, run, take
 from unistream.driver.contract import ProducerDriver
-from unistream.driver.types import PublishOutcome, RawReceipt, Retention, Verb
+from unistream.driver.types import PublishOutcome, Receipt, Retention, Verb
 from unistream.errors import (
     BrokerUnavailableError,
     NotPublishedError,
@@ -43,7 +43,7 @@ def test_batches_are_stored_in_the_order_of_the_calls() -> None:
             positions = []
             for first in range(0, 2000, 100):
                 one, two = await asyncio.gather(publish(producer, first, 50), publish(producer, first + 50, 50))
-                positions += [outcome.position for outcome in [*one, *two] if isinstance(outcome, RawReceipt)]
+                positions += [outcome.position for outcome in [*one, *two] if isinstance(outcome, Receipt)]
             stored = await here.redis.xrange(f"us:{{{here.name}}}:stream")
 
             assert await bodies(here) == [str(number).encode() for number in range(2000)]
@@ -84,7 +84,7 @@ def test_what_was_sent_and_not_answered_is_unknown() -> None:
             after = await publish(producer, 6, 3)
 
             assert all(isinstance(outcome, PublishUnknownError) for outcome in [*late, *cut])
-            assert all(isinstance(outcome, RawReceipt) for outcome in after)
+            assert all(isinstance(outcome, Receipt) for outcome in after)
             assert await bodies(here) == [str(number).encode() for number in range(9)]
             await producer.close()
 
@@ -136,7 +136,7 @@ def test_a_cancelled_publish_shifts_no_other_receipt() -> None:
             assert [
                 entries[outcome.position][b"value"]
                 for outcome in receipts
-                if isinstance(outcome, RawReceipt) and outcome.position
+                if isinstance(outcome, Receipt) and outcome.position
             ] == [str(number).encode() for number in range(50, 100)]
             await producer.close()
 
@@ -188,7 +188,7 @@ def test_a_redis_without_memory_refuses_and_lets_consumers_drain() -> None:
                 await here.redis.config_set("maxmemory", 0)
 
             assert (await here.driver.lag(here.name, "g")).messages == 0
-            assert isinstance((await publish(producer, 2, 1))[0], RawReceipt)
+            assert isinstance((await publish(producer, 2, 1))[0], Receipt)
             await consumer.close()
             await producer.close()
 
@@ -201,10 +201,10 @@ def test_a_full_topic_refuses_until_its_slowest_group_settles() -> None:
     async def test() -> None:
         async with opened() as here:
             producer = await here.driver.producer(await here.topic(max_backlog=10))
-            assert all(isinstance(outcome, RawReceipt) for outcome in await publish(producer, 0, 20))
+            assert all(isinstance(outcome, Receipt) for outcome in await publish(producer, 0, 20))
             slow, fast = await here.join(await here.group("slow")), await here.join(await here.group("fast"))
             outcomes = await publish(producer, 100, 15)
-            assert [isinstance(outcome, RawReceipt) for outcome in outcomes] == [True] * 10 + [False] * 5
+            assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True] * 10 + [False] * 5
             assert all(isinstance(outcome, TopicFullError) and outcome.stored == "no" for outcome in outcomes[10:])
             await end(fast, await take(fast, 10))
             assert isinstance((await publish(producer, 110, 1))[0], TopicFullError)
@@ -213,7 +213,7 @@ def test_a_full_topic_refuses_until_its_slowest_group_settles() -> None:
             await end(slow, deliveries[:3])
             outcomes = await publish(producer, 110, 5)
 
-            assert [isinstance(outcome, RawReceipt) for outcome in outcomes] == [True] * 3 + [False] * 2
+            assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True] * 3 + [False] * 2
             assert ids(await take(fast, 3)) == ["110", "111", "112"]
             assert ids(await take(slow, 3)) == ["110", "111", "112"]
             for part in (slow, fast):
@@ -231,7 +231,7 @@ def test_drop_oldest_drops_the_oldest_and_counts_them() -> None:
             producer = await here.driver.producer(await here.topic(max_backlog=10, overflow="drop_oldest"))
             group = await here.group(lease=1.0)
             outcomes = await publish(producer, 0, 25)
-            assert all(isinstance(outcome, RawReceipt) for outcome in outcomes)
+            assert all(isinstance(outcome, Receipt) for outcome in outcomes)
             assert (await here.driver.lag(here.name, "g")).messages == 10
             consumer = await here.join(group)
             deliveries = await take(consumer, 10)
@@ -396,7 +396,7 @@ def test_ordered_topics_bound_their_whole_backlog() -> None:
             batch = [message(number, key=b"k", partition=number % 2) for number in range(8)]
             outcomes = await producer.publish(batch, LIMIT)
 
-            assert [isinstance(outcome, RawReceipt) for outcome in outcomes] == [True] * 5 + [False] * 3
+            assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True] * 5 + [False] * 3
             assert (await here.driver.lag(here.name, "g")).messages == 5
             await producer.close()
 

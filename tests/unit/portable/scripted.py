@@ -21,7 +21,7 @@ from unistream.driver.types import (
     PublishOutcome,
     RawDelivery,
     RawMessage,
-    RawReceipt,
+    Receipt,
     Settlement,
     SettleOutcome,
     StartAt,
@@ -68,7 +68,7 @@ class Call:
     def answer(self, *outcomes: Any) -> None:
         """Give these outcomes; none: confirm all."""
         if not self.answered.done():
-            default = [RawReceipt(message.value.decode()) for message in self.batch]
+            default = [Receipt(message.id, message.value.decode()) for message in self.batch]
             self.answered.set_result(list(outcomes) or default)  # type: ignore[arg-type]
 
     def fail(self, error: BaseException) -> None:

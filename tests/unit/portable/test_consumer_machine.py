@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import unistream
 from tests.unit.portable.scripted import Script, spin
 from unistream.conformance.clock import VirtualLoop
-from unistream.driver.types import RawReceipt, Verb
+from unistream.driver.types import Receipt, Verb
 from unistream.errors import LeaseLostError, SettleError
 
 LEASE = 8.0
@@ -32,7 +32,7 @@ class Consumers(RuleBasedStateMachine):
         self.dead = dead
         # What the driver believes to be lent.
         self.lent: set[Any] = set()
-        self.script.publish = lambda batch, timeout: [RawReceipt()] * len(batch)
+        self.script.publish = lambda batch, timeout: [Receipt(one.id) for one in batch]
         self.script.settle = self.settled
 
         async def enter() -> None:

@@ -17,7 +17,7 @@ import unistream
 from tests.unit.portable.scripted import Script, connected, raising, spin
 from unistream import capabilities as can
 from unistream.conformance.clock import run
-from unistream.driver.types import RawReceipt, Verb
+from unistream.driver.types import Receipt, Verb
 from unistream.errors import (
     AlreadySettledError,
     BrokerUnavailableError,
@@ -700,7 +700,7 @@ def test_a_dead_letter_that_fails_is_a_publish_error_and_the_delivery_stays(erro
             await consumer._conclude(two, unistream.Reject("x"))
             assert script.verbs == [(2, Verb.NACK)]
             assert consumer.stats.dead_lettered == 0
-            script.publish = lambda batch, timeout: [RawReceipt()]
+            script.publish = lambda batch, timeout: [Receipt(batch[0].id)]
             await one.reject("x")
             assert consumer.stats.dead_lettered == 1
 
@@ -717,7 +717,7 @@ def test_a_message_without_an_attempt_left_is_never_handed_out() -> None:
             script.lend(b"poison", attempt=2)
             assert await consumer.receive(timeout=LEASE * 2) is None
             assert script.verbs == [(1, Verb.EXPIRE)]
-            script.publish = lambda batch, timeout: [RawReceipt()]
+            script.publish = lambda batch, timeout: [Receipt(batch[0].id)]
             script.lend(b"poison", attempt=3)
             assert await consumer.receive(timeout=5) is None
             assert script.verbs[-1] == (2, Verb.ACK)

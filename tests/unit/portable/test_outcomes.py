@@ -13,7 +13,7 @@ from tests.unit.portable.scripted import Script, connected, raising, spin
 from tests.unit.portable.test_window import balanced
 from unistream import capabilities as can
 from unistream.conformance.clock import run
-from unistream.driver.types import RawReceipt
+from unistream.driver.types import Receipt
 from unistream.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -67,7 +67,7 @@ def test_an_outcome_reaches_its_publisher_with_stored(at_once: bool, outcome: Un
     "misbehave",
     [
         lambda batch, timeout: [],
-        lambda batch, timeout: [RawReceipt("1"), RawReceipt("2"), RawReceipt("3"), RawReceipt("4")],
+        lambda batch, timeout: [Receipt("a", str(number)) for number in range(4)],
         lambda batch, timeout: [None] * len(batch),
         lambda batch, timeout: _later([]),
         lambda batch, timeout: _later(None),
@@ -195,7 +195,7 @@ def test_an_unknown_outcome_is_repeated_only_where_the_backend_dedupes() -> None
             await asyncio.sleep(1)
             if dedupes:
                 assert script.calls[1].batch[0].id == script.calls[0].batch[0].id
-                script.calls[1].answer(RawReceipt("1", True))
+                script.calls[1].answer(Receipt(script.calls[1].batch[0].id, "1", True))
                 assert (await task).duplicate is True
             else:
                 assert len(script.calls) == 1
@@ -232,7 +232,7 @@ def test_a_repeat_never_passes_a_later_message_of_its_key() -> None:
             await spin()
             batch = script.calls[4]
             assert batch.values == [b"e", b"f"]
-            batch.answer(unknown("cut"), RawReceipt("f"))
+            batch.answer(unknown("cut"), Receipt(batch.batch[1].id, "f"))
             await asyncio.sleep(1)
             assert script.calls[5].values == [b"e"]
             script.calls[5].answer()
@@ -254,7 +254,7 @@ def test_within_a_batch_only_the_tail_of_a_key_is_repeated() -> None:
             await opener
             await spin()
             cut = [PublishUnknownError("cut") for _ in range(3)]
-            script.calls[1].answer(cut[0], RawReceipt("2"), cut[1], cut[2])
+            script.calls[1].answer(cut[0], Receipt(script.calls[1].batch[1].id, "2"), cut[1], cut[2])
             with pytest.raises(PublishUnknownError):
                 await sent[0]
             await asyncio.sleep(1)
@@ -429,7 +429,7 @@ def test_publish_many_has_an_outcome_per_message_in_order() -> None:
 
     async def main() -> None:
         script = Script()
-        script.publish = lambda batch, timeout: [RawReceipt(one.value.decode()) for one in batch]
+        script.publish = lambda batch, timeout: [Receipt(one.id, one.value.decode()) for one in batch]
         async with connected(script) as client, client.producer("t") as producer:
             messages: list[Any] = [
                 b"0",
@@ -464,7 +464,7 @@ def test_batches_that_go_straight_through_keep_the_drivers_bounds() -> None:
 
     async def main() -> None:
         script = Script(batch_messages=10, batch_bytes=500)
-        script.publish = lambda batch, timeout: [RawReceipt(None)] * len(batch)
+        script.publish = lambda batch, timeout: [Receipt(one.id) for one in batch]
         async with connected(script) as client, client.producer("t", max_unconfirmed_bytes=300) as producer:
             await producer.publish(b"first")
             outcomes = await producer.publish_many([b"x" * 100] * 25)
@@ -521,7 +521,7 @@ def test_a_timeout_of_nothing_still_gives_the_driver_a_moment(timeout: float) ->
                 await producer.publish(b"x", timeout=timeout)
             script.calls[0].answer()
             await spin()
-            script.publish = lambda batch, timeout: [RawReceipt("1")]
+            script.publish = lambda batch, timeout: [Receipt(batch[0].id, "1")]
             assert (await producer.publish(b"y", timeout=timeout)).position == "1"
 
     run(main())

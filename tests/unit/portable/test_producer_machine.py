@@ -14,7 +14,7 @@ from tests.unit.portable.scripted import Script, spin
 from tests.unit.portable.test_window import balanced
 from unistream import capabilities as can
 from unistream.conformance.clock import VirtualLoop
-from unistream.driver.types import RawReceipt
+from unistream.driver.types import Receipt
 from unistream.errors import BrokerUnavailableError, DroppedError, PublishUnknownError, TopicFullError, UnistreamError
 
 
@@ -97,11 +97,11 @@ class Producers(RuleBasedStateMachine):
         """The driver answers one of its calls."""
         call = data.draw(st.sampled_from([call for call in self.script.calls if not call.answered.done()]))
         made: dict[str, Any] = {
-            "ok": RawReceipt,
-            "no": lambda: TopicFullError("full"),
-            "unknown": lambda: PublishUnknownError("cut"),
+            "ok": lambda message: Receipt(message.id),
+            "no": lambda message: TopicFullError("full"),
+            "unknown": lambda message: PublishUnknownError("cut"),
         }
-        call.answer(*[made[kind]() for kind, _ in zip(kinds, call.batch, strict=False)])
+        call.answer(*[made[kind](message) for kind, message in zip(kinds, call.batch, strict=False)])
         self.run(asyncio.sleep(0))
 
     @rule()
@@ -129,7 +129,7 @@ class Producers(RuleBasedStateMachine):
             return
 
         async def leave() -> None:
-            self.script.publish = lambda batch, timeout: [RawReceipt()] * len(batch)
+            self.script.publish = lambda batch, timeout: [Receipt(one.id) for one in batch]
             for call in self.script.calls:
                 call.answer()
             left = (await asyncio.gather(self.client.close(), return_exceptions=True))[0]

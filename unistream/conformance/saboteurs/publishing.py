@@ -9,7 +9,7 @@ from zlib import crc32
 from unistream.conformance.identity import Identity
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ProducerLayer, resolve
-from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, RawReceipt
+from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, Receipt
 from unistream.errors import NotPublishedError, PublishError
 
 
@@ -19,7 +19,7 @@ class NullSink(ProducerLayer):
 
     def publish(self, batch: Sequence[RawMessage], timeout: float) -> MaybeAwaitable[list[PublishOutcome]]:
         """Confirm without storing."""
-        return [RawReceipt(None, None) for _ in batch]
+        return [Receipt(message.id) for message in batch]
 
 
 class _EverySo(ProducerLayer):
@@ -39,7 +39,7 @@ class SwallowPublish(_EverySo):
         kept = [message for message in batch if not self.harmed(message)]
         stored = iter(await resolve(self.inner.publish(kept, timeout)) if kept else [])
         there = {id(message) for message in kept}
-        return [next(stored) if id(message) in there else RawReceipt(None, None) for message in batch]
+        return [next(stored) if id(message) in there else Receipt(message.id) for message in batch]
 
 
 @saboteur("lie-failed", "PUB-2")

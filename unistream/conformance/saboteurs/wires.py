@@ -16,7 +16,7 @@ from unistream.driver.types import (
     PublishOutcome,
     RawDelivery,
     RawMessage,
-    RawReceipt,
+    Receipt,
     Settlement,
     SettleOutcome,
     Target,
@@ -52,7 +52,7 @@ class OkBeforeConfirm(ProducerLayer):
                 kept.clear()  # lost, and nobody is told
 
         start(send())
-        return [RawReceipt() for _ in kept]
+        return [Receipt(message.id) for message in kept]
 
 
 @saboteur("lie-unknown", "PUB-2", by=("net.reply-lost", "pub.failed-is-absent"), needs=WIRE)

@@ -57,7 +57,7 @@ from unistream.driver.types import (
     PublishOutcome,
     RawDelivery,
     RawMessage,
-    RawReceipt,
+    Receipt,
     Settlement,
     SettleOutcome,
     StartAt,
@@ -321,7 +321,7 @@ class _Producer(ProducerDriver):
                     for offset, message in enumerate(batch, first)
                 ],
             )
-        return [RawReceipt(str(offset)) for offset in range(first, first + len(batch))]
+        return [Receipt(message.id, str(offset)) for offset, message in enumerate(batch, first)]
 
     async def close(self) -> None:
         """Nothing is held."""
