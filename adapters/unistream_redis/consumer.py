@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from unistream.errors import (
     BrokerUnavailableError,
     GroupMissingError,
     LeaseLostError,
+    SettleError,
     TopicMissingError,
     UnistreamError,
 )
@@ -77,6 +78,8 @@ class RedisConsumer(ConsumerDriver):
         self._lease_ms = int(self._group.lease * 1000)
         self._closed = False
         self._beat: asyncio.Task[None] | None = None
+        # Loans whose settle got no answer, and until when it may be asked for again.
+        self._doubtful: dict[Loan, float] = {}
 
     async def join(self) -> None:
         """Become a member."""
@@ -97,6 +100,27 @@ class RedisConsumer(ConsumerDriver):
     def _lost_loan(self, loan: Loan) -> LeaseLostError:
         return LeaseLostError(
             f"entry {loan.entry.decode()} of topic {self._topic.name!r} is no longer lent to this member",
+            driver="redis",
+            topic=self._topic.name,
+        )
+
+    def _doubt_settles(self, loans: Collection[Loan]) -> None:
+        """Settles of these loans got no answer: they may have been done, and may be asked for again."""
+        now = self._loop.time()
+        for loan in [one for one, until in self._doubtful.items() if until <= now]:
+            # Nobody asks again after the lease.
+            del self._doubtful[loan]
+            self._forget(loan)
+        self._doubtful.update(dict.fromkeys(loans, now + self._group.lease))
+
+    @abstractmethod
+    def _forget(self, loan: Loan) -> None:
+        """The loan has ended, whoever ended it."""
+
+    def _unknown_settle(self, loan: Loan) -> SettleError:
+        return SettleError(
+            f"entry {loan.entry.decode()} of topic {self._topic.name!r}: Redis did not answer its settle before this "
+            "member lost it; it may be settled, or comes again",
             driver="redis",
             topic=self._topic.name,
         )

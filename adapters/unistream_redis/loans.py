@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
+from unistream.errors import UnistreamError
 from unistream_redis.consumer import Loan, RedisConsumer, Setting
 from unistream_redis.probe import POLL
 from unistream_redis.scripts import EXTEND, JOIN, SETTLE
@@ -25,7 +26,8 @@ class LendingConsumer(RedisConsumer):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._loans: dict[Loan, int] = {}
-        self._doubtful: set[Loan] = set()
+        # What became of settles whose batch was not answered to the end.
+        self._answered: dict[Loan, SettleOutcome] = {}
 
     async def _enter(self) -> None:
         await self._reader.wire()
@@ -43,13 +45,21 @@ class LendingConsumer(RedisConsumer):
         others: dict[int, list[int]] = {}
         for at, (loan, verb, _) in enumerate(batch):
             if loan not in loans:
-                outcomes[at] = self._lost_loan(loan)
+                outcomes[at] = self._answered.pop(loan) if loan in self._answered else self._lost_loan(loan)
             elif verb is Verb.ACK:
                 acks.setdefault(loan.stream, []).append(at)
             else:
                 others.setdefault(loan.stream, []).append(at)
-        for stream in {**acks, **others}:
-            await self._settle(stream, batch, acks.get(stream, []), others.get(stream, []), outcomes)
+        answered: list[int] = []
+        try:
+            for stream in {**acks, **others}:
+                await self._settle(stream, batch, acks.get(stream, []), others.get(stream, []), outcomes)
+                answered += acks.get(stream, []) + others.get(stream, [])
+        except UnistreamError:
+            # The whole batch is asked for again, also what was answered.
+            self._answered.update((batch[at].token, outcomes[at]) for at in answered)
+            self._doubt_settles([batch[at].token for at in answered])
+            raise
         return outcomes
 
     async def _settle(
@@ -85,7 +95,7 @@ class LendingConsumer(RedisConsumer):
                 SETTLE, [keys.stream, keys.due(name), keys.held(name), keys.lost], arguments
             )
         except BaseException as error:
-            self._doubtful.update(batch[at].token for at in order)
+            self._doubt_settles([batch[at].token for at in order])
             if not isinstance(error, RedisError):
                 raise
             raise await self._missing(error, "settle") from error
@@ -99,7 +109,8 @@ class LendingConsumer(RedisConsumer):
         for at in order:
             loans.pop(batch[at].token, None)
         if self._doubtful:
-            self._doubtful.difference_update(batch[at].token for at in order)
+            for at in order:
+                self._doubtful.pop(batch[at].token, None)
         if others and soonest < POLL:
             self._loop.call_later(soonest, self._wake)
 
@@ -130,6 +141,10 @@ class LendingConsumer(RedisConsumer):
                 outcomes[places[index]] = self._lost_loan(tokens[places[index]])
                 self._loans.pop(tokens[places[index]], None)
         return outcomes
+
+    def _forget(self, loan: Loan) -> None:
+        self._loans.pop(loan, None)
+        self._answered.pop(loan, None)
 
     def _lend(self, stream: int, entry: bytes, count: int) -> Loan:
         self._serial += 1

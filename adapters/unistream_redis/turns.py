@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from unistream.driver.types import RawDelivery, Settlement, SettleOutcome, Token, Verb
+from unistream.errors import SettleError
 from unistream_redis.consumer import Loan, Setting
 from unistream_redis.entries import message_of
 from unistream_redis.ownership import OwningConsumer
@@ -37,7 +38,7 @@ class TurnTakingConsumer(OwningConsumer):
             if settlement.token in self._loans:
                 partitions.setdefault(settlement.token.stream, []).append(at)
             else:
-                outcomes[at] = self._lost_loan(settlement.token)
+                outcomes[at] = self._refused(settlement.token)
         items = [self._loans[batch[at].token] for places in partitions.values() for at in places]
         for item in items:
             item.until = math.inf  # the outcome decides, not the clock
@@ -61,6 +62,7 @@ class TurnTakingConsumer(OwningConsumer):
             for item in items:
                 item.until = self._loop.time() + self._group.lease
             self._next_expiry = 0.0
+            self._doubt_settles([batch[at].token for places in partitions.values() for at in places])
             if not isinstance(error, RedisError):
                 raise
             raise await self._missing(error, "settle") from error
@@ -69,9 +71,12 @@ class TurnTakingConsumer(OwningConsumer):
             for at in partitions[partition.index]:
                 loan, verb, delay = batch[at]
                 held = self._loans.pop(loan, None)
-                if answer is None or held is None:
-                    outcomes[at] = self._lost_loan(loan)
+                if answer is None:
+                    outcomes[at] = self._refused(loan)
                     continue
+                self._doubtful.pop(loan, None)
+                if held is None:
+                    continue  # done, and then the partition was lost
                 partition.lent.pop(held.entry, None)
                 if verb is Verb.ACK or held.entry in answer:
                     partition.done(held)
@@ -81,6 +86,13 @@ class TurnTakingConsumer(OwningConsumer):
                     partition.put_back(held, now + delay if verb is Verb.NACK and delay > 0 else 0.0)
         self._signal.set()
         return outcomes
+
+    def _refused(self, loan: Loan) -> SettleError:
+        """Why a loan can't be settled; one whose settle got no answer may have been settled by it."""
+        return self._lost_loan(loan) if self._doubtful.pop(loan, None) is None else self._unknown_settle(loan)
+
+    def _forget(self, loan: Loan) -> None:
+        """It ends by its own time: `_end`."""
 
     async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
         """See `ConsumerDriver.extend`. A loan stands while its partition is owned; its own time is kept here."""

@@ -146,6 +146,7 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self.deaf = False
+        self.replies_left: int | None = None
         self.address = ("", 0)
         self.upstream = ("", 0)
         self.refuse = False
@@ -200,6 +201,9 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 await self._open.wait()
+                if replies and self.replies_left is not None:
+                    self.deaf = self.deaf or not self.replies_left
+                    self.replies_left -= 1
                 if not (replies and self.deaf):
                     writer.write(data)
                     await writer.drain()
@@ -228,6 +232,7 @@ async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> Asyn
                 yield here, proxy
             finally:
                 proxy.thaw()
+                proxy.replies_left = None
                 proxy.deaf = proxy.refuse = False
     finally:
         server.close()

@@ -299,6 +299,36 @@ def test_a_lost_reply_strands_nothing() -> None:
     run(test)
 
 
+def test_a_settle_that_was_answered_in_part_can_be_repeated() -> None:
+    """In a shared group of an ordered topic the answers that came before the connection was lost still count."""
+
+    async def test() -> None:
+        async with proxied() as (here, proxy):
+            await here.topic(partitions=2, ordering="key")
+            consumer = await here.join(await here.group(lease=20.0))
+            await here.publish(2, partition=0)
+            await here.publish(2, first=2, partition=1)
+            deliveries = sorted(await take(consumer, 4), key=lambda delivery: delivery.message.id)
+            verbs = [Verb.ACK, Verb.RELEASE, Verb.ACK, Verb.RELEASE]
+            batch = [Settlement(one.token, verb) for one, verb in zip(deliveries, verbs, strict=True)]
+            proxy.replies_left = 1
+            with pytest.raises(BrokerUnavailableError):
+                await consumer.settle(batch)
+            assert proxy.deaf, "both answers came"
+            proxy.replies_left = None
+            proxy.deaf = False
+            outcomes = await consumer.settle(batch)
+            again = await take(consumer, 2)
+
+            assert outcomes == [None] * 4
+            assert sorted(ids(again)) == ["1", "3"]
+            await end(consumer, again)
+            await quiet(consumer)
+            await consumer.close()
+
+    run(test)
+
+
 def test_a_settle_whose_answer_was_lost_can_be_repeated() -> None:
     """Repeating a settle after a lost answer is harmless: the acked are acked, the nacked come again once."""
 
