@@ -17,6 +17,7 @@ from unistream.errors import UnistreamError
 
 if TYPE_CHECKING:
     from unistream import Client
+    from unistream.conformance.connection import Connection
     from unistream.conformance.proxy import Proxy
 
 RESTART, KILL9, PAUSE, RESUME = HOOKS = ("restart", "kill9", "pause", "resume")
@@ -54,10 +55,10 @@ class Broker:
         Restart or kill the broker; return when it is up again.
 
         Raises:
-            VacuousError: The command failed, or nobody noticed it.
+            VacuousError: The command failed, or nobody noticed it, or there was nobody to notice it.
         """
         trial = self._trial
-        standing = list(self._proxy.live)
+        standing = await self._standing()
         since = trial.recorder.now()
         try:
             await _command(trial, hook)
@@ -68,6 +69,18 @@ class Broker:
         finally:
             trial.recorder.record("fault", since=since, note=f"broker {hook}")
         trial.tally("struck")
+
+    async def _standing(self) -> list[Connection]:
+        """Return the witness's connections; an idle client may not have replaced what the strike before ended."""
+        try:
+            async with asyncio.timeout(self._trial.pace.patience):
+                while not any(self._proxy.live):
+                    health = await self._client.health()
+                    if not health.ok:
+                        await asyncio.sleep(self._trial.pace.slack)
+        except TimeoutError:
+            raise VacuousError("the witness could not connect to the broker before it was to be struck") from None
+        return list(self._proxy.live)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
