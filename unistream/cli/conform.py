@@ -143,18 +143,38 @@ def replay(
 @app.command("kill")
 def kill(
     url: Annotated[str, typer.Option(help="A good backend.")] = "memory://conformance",
+    on: Annotated[
+        str | None, typer.Option(metavar="URL", help="A real broker, for the cases that can't run on the other.")
+    ] = None,
+    hook: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=COMMAND", help=f"Acts on the broker: {', '.join(HOOKS)}.")
+    ] = None,
     saboteur: Annotated[list[str] | None, typer.Option(help="Only this one; may repeat.")] = None,
-    profile: Annotated[str, typer.Option(help="Which tiers.")] = "faults",
+    profile: Annotated[str, typer.Option(help="Which tiers.")] = "long",
+    only: Annotated[list[str] | None, typer.Option(help="Id or group of cases instead; may repeat.")] = None,
     seed: SeedOption = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Stop at the first case that kills.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Saboteurs at once.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the whole matrix.")] = None,
     assertions: Annotated[
         bool, typer.Option("--assertions", help="Remove each assertion of each checker, and see who then lives.")
     ] = False,
 ) -> None:
     """Prove that the suite notices broken promises: the kill matrix."""
     if assertions:
-        _carry_out(lambda: command.weaken(url, profile=profile, seed=seed))
-    _carry_out(lambda: command.kill(url, names=saboteur or [], profile=profile, seed=seed, quick=quick))
+        _carry_out(lambda: command.weaken(url, names=saboteur or (), profile=profile, seed=seed))
+    _carry_out(
+        lambda: command.kill(
+            url,
+            on=on,
+            hooks=_hooks(hook or []),
+            names=saboteur or (),
+            profile=profile,
+            only=only or (),
+            seed=seed,
+            jobs=jobs,
+            out=json,
+        )
+    )
 
 
 @app.command("cleanup")

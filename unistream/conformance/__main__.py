@@ -30,7 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", choices=list(PROFILES), default="core")
     run.add_argument("--only", action="append", default=[], help="id or group of cases; may repeat")
     run.add_argument("--jobs", type=int, default=JOBS, help="cases at once on a real broker")
-    run.add_argument("--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND", help=", ".join(HOOKS))
     run.add_argument("--json", type=Path, help="file for the JSON report, or - to print it")
     run.add_argument("--histories", type=Path, help="folder for the histories of failed cases")
     random = commands.add_parser("sim", help="run random workloads")
@@ -42,8 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("plan", type=Path)
     matrix = commands.add_parser("kill", help="prove that the suite notices broken promises")
     matrix.add_argument("--saboteur", action="append", default=[])
-    matrix.add_argument("--profile", choices=list(PROFILES), default="faults")
-    matrix.add_argument("--quick", action="store_true", help="stop at the first case that kills a saboteur")
+    matrix.add_argument("--on", metavar="URL", help="a real broker, for the cases that need a socket or a process")
+    matrix.add_argument(
+        "--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND", help=", ".join(HOOKS)
+    )
+    matrix.add_argument("--profile", choices=list(PROFILES), default="long")
+    for command in (run, matrix):
+        command.add_argument("--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND")
     for command in (run, random, again, matrix):
         command.add_argument("--url", default="memory://conformance")
         command.add_argument("--seed", type=int, default=1)
@@ -70,7 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return sim(given.url, seeds=given.seeds, shapes=shapes, messages=given.messages, keep=given.keep)
         if given.command == "replay":
             return replay(given.url, given.plan)
-        return kill(given.url, names=given.saboteur, profile=given.profile, seed=given.seed, quick=given.quick)
+        return kill(
+            given.url,
+            on=given.on,
+            hooks=dict(given.hook),
+            names=given.saboteur,
+            profile=given.profile,
+            seed=given.seed,
+        )
     except (ValueError, UnistreamError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return WRONG_CALL

@@ -17,7 +17,9 @@ from unistream.conformance.compare import checked, compare, is_worse, told
 from unistream.conformance.exclusions import load_exclusions
 from unistream.conformance.housekeeping import cleanup, leftovers, preflight
 from unistream.conformance.junit import junit
-from unistream.conformance.kill import idle_cases, sabotage
+from unistream.conformance.kill import Fate
+from unistream.conformance.matrix import Matrix, fates, lacking, pairs
+from unistream.conformance.matrix import told as told_fate
 from unistream.conformance.page import page
 from unistream.conformance.plan import SHAPES, Plan, Shape, draw
 from unistream.conformance.redaction import redacted, scrub
@@ -28,7 +30,7 @@ from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.target import Target
 from unistream.conformance.trial import Trial
 from unistream.conformance.verdict import Verdict
-from unistream.conformance.weaken import gather, removals
+from unistream.conformance.weaken import proofs
 from unistream.conformance.workload import play
 
 PASSED, NOT_CONFORMANT, WRONG_CALL = 0, 1, 2
@@ -250,45 +252,72 @@ def replay(url: str, path: Path) -> int:
     return PASSED if result.verdict is Verdict.CONFORMS else NOT_CONFORMANT
 
 
-def kill(url: str, *, names: Sequence[str], profile: str, seed: int, quick: bool) -> int:
-    """Print the kill matrix: who caught each saboteur, and which cases caught nobody; return the exit code."""
-    cases = load_cases().select(profile)
-    target = Target.of(url)
+def kill(
+    url: str,
+    *,
+    on: str | None = None,
+    hooks: Mapping[str, str] | None = None,
+    names: Sequence[str] = (),
+    profile: str = "long",
+    only: Sequence[str] = (),
+    seed: int = 1,
+    jobs: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """
+    Print the kill matrix: who caught each saboteur, and whom each case caught; return the exit code.
+
+    Args:
+        url: A good backend, on which all cases are tried that can run there.
+        on: A real broker, for the others.
+        hooks: Commands that act on the real broker.
+        names: Only these saboteurs.
+        profile: The cases of these tiers.
+        only: Only these cases.
+        seed: Of every case.
+        jobs: So many processes at once.
+        out: File for the whole matrix, as JSON.
+    """
+    began = time.perf_counter()
+    cases = load_cases().select(profile, only)
     saboteurs = load_saboteurs()
     unknown = set(names) - set(saboteurs)
     if unknown:
         raise ValueError(f"no saboteur is named {', '.join(sorted(unknown))}; there are {', '.join(saboteurs)}")
-    fates = []
-    for name in names or saboteurs:
-        if set(saboteurs[name].needs) & target.lacks.keys():
-            print(f"unseen {name:<22} it needs a {saboteurs[name].needs[0]}, which can't exist here")
-            continue
-        fate = sabotage(saboteurs[name], target, cases, seed=seed, quick=quick)
-        fates.append(fate)
-        word = "killed" if fate.killed else "LIVES"
-        killers = list(fate.killers)
-        print(
-            f"{word:<6} {name:<22} {'/'.join(fate.saboteur.rules):<24} by {len(killers):>3}: {', '.join(killers[:4])}"
-        )
-    living = [fate.saboteur.name for fate in fates if not fate.killed]
-    print(f"{len(fates) - len(living)} of {len(fates)} saboteurs killed" + (f"; alive: {living}" if living else ""))
-    if not quick and not names:
-        print(f"cases that killed nobody: {', '.join(idle_cases(fates, cases)) or 'none'}")
-    return NOT_CONFORMANT if living else PASSED
+    chosen = [saboteurs[name] for name in names or saboteurs]
+    found = {each.name: Fate(each.name, each.rules) for each in chosen}
+    elsewhere = {case.id: "" for case in cases}
+    for target in [Target.of(url), *([Target.of(on, hooks=hooks)] if on else [])]:
+        here = [case for case in cases if case.id in elsewhere and not lacking(case, target)]
+        elsewhere = {case.id: lacking(case, target) for case in cases if case.id in elsewhere and case not in here}
+        trials = pairs(target, here, chosen)
+        runs = sum(map(len, trials.values()))
+        print(f"{redacted(target.url)}: {len(here)} cases, {len(trials)} saboteurs, {runs} runs", flush=True)
+        for fate in fates(target, trials, seed=seed, jobs=jobs):
+            found[fate.name].join(fate)
+            print(told_fate(fate), flush=True)
+    whole = Matrix(list(found.values()), [case for case in cases if case.id not in elsewhere], elsewhere)
+    if not names:
+        print("\n".join((*whole.lines(), *whole.summary())))
+    print(f"{time.perf_counter() - began:.0f} s")
+    if out is not None:
+        out.write_text(json.dumps(whole.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return NOT_CONFORMANT if whole.living or (whole.idle() and not names) else PASSED
 
 
-def weaken(url: str, *, profile: str, seed: int) -> int:
-    """Remove each assertion of each checker and print which saboteur then lives; return 1 if one is not needed."""
-    target = Target.of(url)
-    cases = [case for case in load_cases().select(profile) if not case.alone]
-    evidence = gather(load_saboteurs().values(), target, cases, seed=seed)
-    found = list(removals(evidence))
-    for each in found:
-        who = f"{each.saboteur} lives in {each.case}" if each.saboteur else "NOBODY lives"
-        print(f"without {each.place:<28} {each.checker:<26} {who}")
-    idle = [each for each in found if not each.saboteur]
-    print(f"{len(found) - len(idle)} of {len(found)} assertions are needed")
-    return NOT_CONFORMANT if idle else PASSED
+def weaken(url: str, *, names: Sequence[str] = (), profile: str, seed: int) -> int:
+    """Remove each assertion of each checker and print which saboteur then passes; return 1 if one is not needed."""
+    began = time.perf_counter()
+    target, saboteurs = Target.of(url), load_saboteurs()
+    cases = [case for case in load_cases().select(profile) if not case.alone and not lacking(case, target)]
+    found = proofs(target, pairs(target, cases, [saboteurs[name] for name in names or saboteurs]), seed=seed)
+    for assertion, proof in found.items():
+        print(f"without {assertion.place:<22} {'/'.join(assertion.checkers)[:40]:<26} {proof}")
+    needed = [proof for proof in found.values() if proof.passes]
+    whole = sum(bool(proof.lives) for proof in needed)
+    print(f"{len(needed)} of {len(found)} assertions are needed; without {whole} of them a saboteur lives altogether")
+    print(f"{time.perf_counter() - began:.0f} s")
+    return PASSED if len(needed) == len(found) else NOT_CONFORMANT
 
 
 def seeds_of(text: str) -> range:

@@ -20,7 +20,7 @@ from unistream.conformance.line import Line
 from unistream.conformance.proxy import Proxy, via
 from unistream.conformance.recorded import Lent, RecordedMember, RecordedProducer
 from unistream.conformance.target import Pace, Target
-from unistream.errors import UnistreamError
+from unistream.errors import UnistreamError, UnsupportedError
 
 if TYPE_CHECKING:
     from unistream import Client, Group
@@ -249,9 +249,21 @@ class Trial:
             return error
         except TimeoutError:
             raise CheckError(rule, f"{kind.__name__} within {limit} s", "nothing happened") from None
+        except UnsupportedError:
+            # A refusal of what the target does not offer: no other error can be asked of it then.
+            raise
         except UnistreamError as error:
             raise CheckError(rule, kind.__name__, f"{type(error).__name__}: {error}") from error
         raise CheckError(rule, kind.__name__, f"it returned {result!r}")
+
+    async def works(self, doing: Awaitable[T], rule: str, what: str) -> T:
+        """Return what comes of something that the rule says must work; an error of the library breaks it."""
+        try:
+            return await doing
+        except UnsupportedError:
+            raise  # by a capability that is not claimed: the runner judges that
+        except UnistreamError as error:
+            raise CheckError(rule, what, f"{type(error).__name__}: {error}") from error
 
     async def within(self, seconds: float, doing: Awaitable[T], rule: str, what: str) -> T:
         """Wait for something that must happen, generously: the wait is free when it does."""

@@ -8,94 +8,137 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
 from unistream.conformance.checkers import CHECKERS, THEMES, Run, Violation
+from unistream.conformance.checkers.effort import VACUOUS
 from unistream.conformance.checkers.table import Find
 from unistream.conformance.kill import harm
-from unistream.conformance.registry import Case
+from unistream.conformance.registry import load_cases
 from unistream.conformance.runner import Result, run_case
-from unistream.conformance.saboteurs import Saboteur
+from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.target import Target
-
-KEPT = 6
-"""So many runs are kept for each checker and saboteur: enough to find one that hangs on each assertion."""
-
-Evidence = Mapping[str, list[tuple[str, Result]]]
-"""By checker: saboteurs, and runs in which that checker alone caught them."""
+from unistream.conformance.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class Assertion:
     """
-    One assertion that was taken out.
+    One assertion of the checkers.
 
     Attributes:
-        checker: Whose it was; a helper's assertion is that of the checkers of its module.
         place: File and line.
-        saboteur: Who lives without it; empty for nobody.
-        case: In which case.
+        checkers: Whose it is; a helper's assertion is that of all checkers of its module.
     """
 
-    checker: str
     place: str
-    saboteur: str = ""
-    case: str = ""
+    checkers: tuple[str, ...]
 
 
-def gather(saboteurs: Iterable[Saboteur], target: Target, cases: Iterable[Case], *, seed: int) -> Evidence:
-    """Run every saboteur through the cases, and keep the runs that one checker alone brought down."""
-    found: dict[str, list[tuple[str, Result]]] = defaultdict(list)
-    chosen = list(cases)
-    for saboteur in saboteurs:
-        with harm(saboteur, target) as harmed:
-            for case in chosen:
-                result = run_case(case, harmed, seed=seed)
-                checker = _sole(result)
-                if checker and sum(name == saboteur.name for name, _ in found[checker]) < KEPT:
-                    found[checker].append((saboteur.name, result))
-    return found
+@dataclass(slots=True)
+class Proof:
+    """
+    Where an assertion was needed.
+
+    Attributes:
+        passes: By saboteur, a case that it passes without the assertion.
+        lives: The saboteurs that pass every case without it.
+    """
+
+    passes: dict[str, str] = field(default_factory=dict)
+    lives: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if self.lives:
+            return f"{self.lives[0]} lives (it was caught in {self.passes[self.lives[0]]})"
+        if self.passes:
+            name, case = next(iter(self.passes.items()))
+            return f"{name} passes {case}"
+        return "NOTHING changes"
 
 
-def _sole(result: Result) -> str:
-    """Return the checker without which the run would have passed, or nothing."""
-    names = {violation.checker for violation in result.violations}
-    told = {str(violation) for violation in result.violations} | {each.message for each in result.violations}
-    return names.pop() if len(names) == 1 and result.reason in told else ""
-
-
-def removals(evidence: Evidence) -> Iterator[Removal]:
-    """Take out one assertion after another, and yield who then lives."""
+@cache
+def assertions() -> Mapping[Assertion, ModuleType]:
+    """Return every assertion with its module compiled again without it."""
+    found = {}
     for module in THEMES:
         source = inspect.getsource(module)
         names = {each.find.__name__: each.name for each in CHECKERS.values() if each.find.__module__ == module.__name__}
-        for owner, line in _assertions(source, names):
-            weakened = _without(module, source, line)
-            yield _tried(owner or names, f"{Path(str(module.__file__)).name}:{line}", weakened, evidence)
+        for owners, line in _places(source, names):
+            # That a run showed something is no promise of a backend: `test_verdict` proves that assertion.
+            if owners != (VACUOUS,):
+                place = f"{Path(str(module.__file__)).name}:{line}"
+                found[Assertion(place, owners)] = _without(module, source, line)
+    return found
 
 
-def _tried(owners: Mapping[str, str], place: str, weakened: ModuleType, evidence: Evidence) -> Removal:
-    for function, checker in owners.items():
-        find: Find = getattr(weakened, function)
-        for saboteur, result in evidence.get(checker, ()):
-            left: Iterator[Violation] = find(Run(result.history), result.terms)
+def proofs(target: Target, trials: Mapping[str, Sequence[str]], *, seed: int) -> dict[Assertion, Proof]:
+    """
+    Remove one assertion after another and return what that does to the suite.
+
+    Args:
+        target: A good backend.
+        trials: By saboteur, the cases to try on it.
+        seed: Of every case.
+    """
+    found = {assertion: Proof() for assertion in assertions()}
+    tried = partial(_needed, url=target.url, seed=seed)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(tried, name, list(cases)): name for name, cases in trials.items()}
+        for future in as_completed(futures):
+            for assertion, (case, lives) in future.result().items():
+                found[assertion].passes[futures[future]] = case
+                if lives:
+                    found[assertion].lives.append(futures[future])
+    return found
+
+
+def _needed(name: str, cases: Sequence[str], *, url: str, seed: int) -> dict[Assertion, tuple[str, bool]]:
+    """Return the assertions without which the saboteur passes a case that caught it: the case, and whether it lives."""
+    registry, saboteur = load_cases(), load_saboteurs()[name]
+    caught = 0
+    passes: dict[Assertion, list[str]] = {}
+    with harm(saboteur, Target.of(url)) as harmed:
+        for case in cases:
+            result = run_case(registry[case], harmed, seed=seed)
+            caught += result.verdict is Verdict.VIOLATION
+            for assertion in _sole(result):
+                passes.setdefault(assertion, []).append(case)
+    return {assertion: (found[0], len(found) == caught) for assertion, found in passes.items()}
+
+
+def _sole(result: Result) -> Iterator[Assertion]:
+    """Yield the assertions without any one of which the run would have passed."""
+    names = {violation.checker for violation in result.violations} - {VACUOUS}
+    if result.verdict is not Verdict.VIOLATION or result.expected or len(names) != 1:
+        return
+    if result.reason not in {str(violation) for violation in result.violations}:
+        return
+    (name,) = names
+    run = Run(result.history)
+    for assertion, weakened in assertions().items():
+        if name in assertion.checkers:
+            find: Find = getattr(weakened, CHECKERS[name].find.__name__)
+            left: Iterator[Violation] = find(run, result.terms)
             if next(left, None) is None:
-                return Removal(checker, place, saboteur, result.case.id)
-    return Removal("/".join(owners.values()), place)
+                yield assertion
 
 
-def _assertions(source: str, names: Mapping[str, str]) -> Iterator[tuple[dict[str, str], int]]:
-    """Yield the line of each assertion with the checker that it is in; none for a helper's."""
+def _places(source: str, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the line of each assertion with the checkers that it may belong to."""
     for function in ast.parse(source).body:
         if isinstance(function, ast.FunctionDef):
-            owner = {function.name: names[function.name]} if function.name in names else {}
+            owners = (names[function.name],) if function.name in names else tuple(names.values())
             for node in ast.walk(function):
                 if isinstance(node, ast.Expr) and isinstance(node.value, ast.Yield | ast.YieldFrom):
-                    yield owner, node.lineno
+                    yield owners, node.lineno
 
 
 def _without(module: ModuleType, source: str, line: int) -> ModuleType:

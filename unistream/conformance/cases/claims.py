@@ -213,7 +213,10 @@ async def swap(trial: Trial) -> None:
         for settings in ({"UNISTREAM_URL": trial.target.url}, {"UNISTREAM_CONFIG": str(file)}):
             cleared = {name: value for name, value in os.environ.items() if not name.startswith("UNISTREAM_")}
             with patch.dict(os.environ, {**cleared, **settings}, clear=True):
-                client = unistream.connect()
+                try:
+                    client = unistream.connect()
+                except ConfigError as error:
+                    trial.that(False, "END-6", f"a client by {', '.join(settings)} alone", error)
             async with client:
                 group = client.group("g", topic)
                 await group.create()

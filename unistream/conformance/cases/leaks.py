@@ -17,6 +17,7 @@ from typing import Any
 
 from unistream import Retention, sync
 from unistream.conformance.registry import SHOULD, Tier, case
+from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 
 ROUNDS = 6
@@ -256,12 +257,12 @@ async def connect_storm(trial: Trial) -> None:
     """A hundred clients that connect at once are all served."""
 
     async def one() -> None:
-        client = await trial.open()
+        client = await trial.works(trial.open(), "END-3", "a connection beside others")
         health = await client.health()
         trial.that(health.ok, "END-3", "a healthy client", health)
         trial.tally("connected")
 
-    async with asyncio.TaskGroup() as tasks:
+    async with Together() as tasks:
         for _ in range(100):
             tasks.create_task(one())
 

@@ -135,7 +135,8 @@ async def no_deadlock(trial: Trial) -> None:
     waiting = [asyncio.create_task(producer.publish()) for _ in range(20)]
     for _ in range(40):
         lent = await trial.next(member, "PUB-7")
-        await lent.ack(confirm=bool(trial.claims.ack_confirm))
+        acking = trial.works(lent.ack(confirm=bool(trial.claims.ack_confirm)), "PUB-7", "an ack beside a full window")
+        await trial.within(trial.pace.patience, acking, "PUB-7", "an ack beside a full window")
     await asyncio.gather(*waiting)
 
 

@@ -23,7 +23,7 @@ from unistream.errors import BrokerUnavailableError, ClosedError
 from unistream.message import Receipt
 
 
-@mutation("receipts-shared", "PUB-2")
+@mutation("receipts-shared", "PUB-2", by=("thr.many-threads",))
 @contextmanager
 def receipts_shared() -> Iterator[None]:
     """Keeps the receipts of all threads in one place, and hands out the one that lies there."""
@@ -38,7 +38,7 @@ def receipts_shared() -> Iterator[None]:
         yield
 
 
-@mutation("elsewhere-unsaid", "END-6")
+@mutation("elsewhere-unsaid", "END-6", by=("thr.wrong-loop",))
 @contextmanager
 def elsewhere_unsaid() -> Iterator[None]:
     """Says no more than `closed` to a caller on another event loop."""
@@ -46,7 +46,7 @@ def elsewhere_unsaid() -> Iterator[None]:
         yield
 
 
-@mutation("fork-unnoticed", "END-6")
+@mutation("fork-unnoticed", "END-6", by=("thr.fork",))
 @contextmanager
 def fork_unnoticed() -> Iterator[None]:
     """Takes a forked child for the process that connected."""
@@ -68,7 +68,7 @@ def more_handlers() -> Iterator[None]:
         yield
 
 
-@mutation("one-handler-thread", "DEL-11")
+@mutation("one-handler-thread", "DEL-11", by=("thr.handlers-in-threads",))
 @contextmanager
 def one_handler_thread() -> Iterator[None]:
     """Has one thread for all blocking handlers."""
@@ -76,7 +76,7 @@ def one_handler_thread() -> Iterator[None]:
         yield
 
 
-@mutation("faces-differ", "PUB-2", "DEL-4")
+@mutation("faces-differ", "PUB-2", "DEL-4", by=("thr.both-faces-alike",))
 @contextmanager
 def faces_differ() -> Iterator[None]:
     """Counts attempts from zero in the blocking face."""
