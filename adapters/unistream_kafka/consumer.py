@@ -207,7 +207,7 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
                 resting.append((delay, progress, message.offset))
                 applied[token] = progress
             else:
-                progress.fresh.append(message)
+                progress.nack(message)
         for progress, messages in released.items():
             progress.give_back(messages)
         if self._drained is not None:

@@ -15,12 +15,13 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
-from kafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
+from unistream_kafka.commit import store
 
 __all__ = ["Assigned", "Half", "Member"]
 
@@ -31,6 +32,7 @@ _LOST_CONTACT = 0.8
 """Of the session, without a heartbeat, after which this side takes its membership for lost: before the broker does."""
 _LEAVE_MS = 3000
 _ASK_SECONDS = 0.5
+_HEARTBEAT_MS = 500
 _ALONE_SECONDS = 0.5
 """Without any connection before the way to the cluster counts as lost: the client opens and closes some on its way."""
 
@@ -123,6 +125,7 @@ class Member:
         self._alone = time.monotonic()
         self._down = False
         self._contact = True
+        self._stored = 0.0
         self._thread = threading.Thread(target=self._run, name=f"unistream-kafka-member-{topic}", daemon=True)
 
     # For the event loop
@@ -162,12 +165,16 @@ class Member:
             for at, (cursor, text) in offsets.items()
         }
         try:
-            answer = client._manager.call_soon(client._coordinator._send_offset_commit_request, wanted)
+            answer = client._manager.call_soon(store, client._coordinator, wanted)
         except RuntimeError as error:
             done(error)
             return
-        answer.add_callback(lambda _: self._crossing.put(done, None))
+        answer.add_callback(lambda _: self._has_stored(done))
         answer.add_errback(lambda error: self._crossing.put(done, error))
+
+    def _has_stored(self, done: Callable[[BaseException | None], None]) -> None:
+        self._stored = time.monotonic()
+        self._crossing.put(done, None)
 
     # The owner thread
 
@@ -202,13 +209,15 @@ class Member:
             options |= {
                 "partition_assignment_strategy": [CooperativeStickyAssignor],
                 "session_timeout_ms": session_ms,
-                "heartbeat_interval_ms": min(1000, session_ms // 4),
+                # By a heartbeat a member learns that others join or leave, so this is what every rebalance takes.
+                "heartbeat_interval_ms": min(_HEARTBEAT_MS, session_ms // 4),
                 # Also how long the others wait for this member in a rebalance, and for the answer to a join request.
                 "max_poll_interval_ms": max(session_ms, 5000),
             }
         client = connect(KafkaConsumer, self._place, **options)
         if self._group is not None:
             client.subscribe([self._topic], listener=_Listener(self, client))
+            self._learn(client)
         else:
             partitions = [TopicPartition(self._topic, at) for at in range(len(self._starts))]
             client.assign(partitions)
@@ -217,6 +226,20 @@ class Member:
             self._crossing.put(self._half.assigned, {at: (offset, "") for at, offset in enumerate(self._starts)})
             self._tell_joined()
         return client
+
+    def _learn(self, client: KafkaConsumer) -> None:
+        """
+        Have the client know the topic's partitions before it joins.
+
+        A leader of kafka-python 3.0.12 that does not know them yet shares out none of them: it takes from every member
+        what it has, and asks for another round (`AbstractStickyAssignor`: "No partition metadata for topic").
+        """
+        until = time.monotonic() + self._place.connect_timeout
+        while not self._leaving and not client._cluster.partitions_for_topic(self._topic):
+            left = until - time.monotonic()
+            if left <= 0:
+                raise KafkaTimeoutError(f"no word of topic {self._topic!r} within {self._place.connect_timeout:g} s")
+            client._manager.run(client._manager.wait_for, client._cluster.request_update(), left * 1000)
 
     def _step(self, client: KafkaConsumer) -> None:
         with self._bell:
@@ -288,18 +311,15 @@ class Member:
             self._crossing.put(self._half.reachable, "no connection to any node")
         if self._group is None or not self._joined:
             return
+        # In a rebalance there are no heartbeats: the broker holds the request to join, and commits alone tell that it
+        # still does. Without a word of it this may be out of the group, and not know it.
         heartbeat = client._coordinator.heartbeat
-        stable = client.group_metadata().state is MemberState.STABLE
-        if not stable and not self._down:
-            # A rebalance: the broker holds the join request, and the membership with it.
-            self._contact = True
-            return
-        silent = now - max(heartbeat.last_receive, heartbeat.last_reset)
+        silent = now - max(heartbeat.last_receive, heartbeat.last_reset, self._stored)
         if silent <= _LOST_CONTACT * self._session:
             self._contact = True
         elif self._contact:
             self._contact = False
-            self._crossing.put(self._half.lost, None, f"no heartbeat was answered for {silent:.1f} s")
+            self._crossing.put(self._half.lost, None, f"the group was silent for {silent:.1f} s")
 
     def _ask(self) -> None:
         """Notice that the event loop is blocked."""

@@ -22,6 +22,8 @@ __all__ = ["Progress", "settled_beyond"]
 _SEPARATOR = " "  # not in the alphabet of base 85
 _RESTS_BYTES = 1500
 _MOST_JSON = 1 << 16
+_LONG_AGO = 1.0
+"""Until when what may be lent at once rests."""
 
 
 def settled_beyond(cursor: int, text: str) -> int:
@@ -45,7 +47,8 @@ class Progress:
     Attributes:
         fresh: Messages that may be lent.
         suspects: Messages that may be lent, each alone.
-        rests: Offset -> seconds since the epoch until which it rests.
+        rests: Offset -> seconds since the epoch until which it rests. It stays here until it is lent again, so that
+            the next owner knows that nobody was lost over it.
         dirty: Whether something changed since it was last written down.
     """
 
@@ -53,6 +56,7 @@ class Progress:
         "_known",
         "_messages",
         "_old_rests",
+        "_suspected",
         "_turns",
         "dirty",
         "fresh",
@@ -73,6 +77,8 @@ class Progress:
         self._known = bool(known)
         self._old_rests = _read_rests(rests)
         self._messages: dict[int, Any] = {}
+        # Offsets over which a member was lost, until somebody settles or nacks them.
+        self._suspected: set[int] = set()
         self._turns: KeyTurns[Any] | None = KeyTurns() if ordered else None
 
     @property
@@ -107,15 +113,19 @@ class Progress:
                     # by hand may say so; the key then decides.
                     del self.rests[offset]
                     resting.pop()
-            elif turns is None or turns.offer(message.key, message):
-                self._offer(message, nacked=due > 0)
+                continue
+            if due > 0:
+                self.rests[offset] = due
+            if turns is None or turns.offer(message.key, message):
+                self._offer(message)
         return resting
 
-    def _offer(self, message: Any, *, nacked: bool = False) -> None:
-        if self._known and not nacked:
+    def _offer(self, message: Any) -> None:
+        if self._known and message.offset not in self.rests:
             lent_before = self.frontier.lend(message.offset) > 1
             self.frontier.give_back(message.offset)
             if lent_before:
+                self._suspected.add(message.offset)
                 self.suspects.append(message)
                 return
         self.fresh.append(message)
@@ -123,12 +133,15 @@ class Progress:
     def lend(self, message: Any) -> int:
         """Count a lending; returns the attempt that it is."""
         self.dirty = True
+        if self.rests:
+            self.rests.pop(message.offset, None)
         return self.frontier.lend(message.offset)
 
     def settle(self, message: Any) -> None:
         """It is done; the next of its key may be lent."""
         self.dirty = True
         offset = message.offset
+        self._suspected.discard(offset)
         self.frontier.settle(offset)
         del self._messages[offset]
         if self._turns is not None:
@@ -139,21 +152,30 @@ class Progress:
     def rest(self, message: Any, until: float) -> None:
         """It was nacked and rests until then."""
         self.dirty = True
+        self._suspected.discard(message.offset)
         self.rests[message.offset] = until
 
     def wake(self, offset: int) -> None:
         """Its rest is over: it may be lent."""
-        if self.rests.pop(offset, None) is not None:
-            self.dirty = True
-            self.fresh.append(self._messages[offset])
+        self.fresh.append(self._messages[offset])
+
+    def nack(self, message: Any) -> None:
+        """It was nacked without a delay: it may be lent."""
+        self.rest(message, _LONG_AGO)
+        self.fresh.append(message)
 
     def give_back(self, messages: Iterable[Any]) -> None:
         """They were lent and come back untouched, in this order: the lending does not count."""
-        back = list(messages)
-        for message in back:
-            self.frontier.give_back(message.offset)
-        self.fresh.extendleft(reversed(back))
         self.dirty = True
+        for message in reversed(list(messages)):
+            offset = message.offset
+            lent_before = self.frontier.give_back(offset) > 0
+            if offset in self._suspected:
+                self.suspects.appendleft(message)
+                continue
+            if lent_before:
+                self.rests[offset] = _LONG_AGO
+            self.fresh.appendleft(message)
 
     def expire(self, message: Any) -> None:
         """Its lease ended, or the contact with Kafka did, while its member lives: the lending counts."""

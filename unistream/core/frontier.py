@@ -134,13 +134,14 @@ class Frontier:
         self._lendings[offset] = attempt
         return attempt
 
-    def give_back(self, offset: int) -> None:
-        """Undo the last `lend` of an unsettled `offset`: it was given back without spending an attempt.
+    def give_back(self, offset: int) -> int:
+        """Undo the last `lend` of an unsettled `offset`, given back without spending an attempt; return how many stay.
 
         Raises:
             KeyError: `offset` is settled or was never registered.
         """
-        self._lendings[offset] = max(0, self._lendings[offset] - 1)
+        self._lendings[offset] = left = max(0, self._lendings[offset] - 1)
+        return left
 
     def settle(self, offset: int) -> bool:
         """Mark `offset` as settled; return False, and change nothing, if it was not unsettled."""

@@ -60,7 +60,8 @@ class FrontierMachine(RuleBasedStateMachine):
         """A lending that is given back does not count."""
         offset = data.draw(st.sampled_from([offset for offset in self.open() if self.lent.get(offset)]))
         self.lent[offset] -= 1
-        self.frontier.give_back(offset)
+
+        assert self.frontier.give_back(offset) == self.lent[offset]
 
     @precondition(lambda self: self.open())
     @rule(data=st.data())

@@ -1,0 +1,87 @@
+"""Stores cursors in the name of one generation of a group, also while the next one is being formed.
+
+kafka-python 3.0.12 refuses every commit from the moment at which it asks to join the next generation, and so does
+Kafka's own client. The broker does not: until all members have come it takes commits of the generation before, whose
+members still own what they owned (`ClassicGroup.validateOffsetCommit` refuses from `COMPLETING_REBALANCE` on). Since
+every lending waits for a commit, a group with a dead member would otherwise stand still for a whole session whenever
+somebody joins or leaves. Runs on the client's event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.errors import (
+    CommitFailedError,
+    CoordinatorNotAvailableError,
+    IllegalGenerationError,
+    RebalanceInProgressError,
+    for_code,
+)
+from kafka.protocol.consumer import OffsetCommitRequest
+from kafka.structs import MemberState, OffsetAndMetadata
+
+__all__ = ["store"]
+
+
+async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    """
+    Store cursors and their texts.
+
+    Args:
+        coordinator: A KafkaConsumer's ConsumerCoordinator.
+        offsets: What to store.
+
+    Raises:
+        RebalanceInProgressError: The broker is just giving out the next generation; nothing was stored, and the
+            membership stands.
+        CommitFailedError: This is no member, or another generation has begun without it.
+        KafkaError: Any other; the coordinator has taken note of it.
+    """
+    node = coordinator.coordinator()
+    if node is None:
+        raise CoordinatorNotAvailableError
+    generation = coordinator._generation
+    if coordinator.state is MemberState.UNJOINED or generation.is_lost():
+        raise CommitFailedError("this is no member of the group")
+    request = _request(coordinator, generation, offsets)
+    sent = time.monotonic()
+    try:
+        response = await coordinator._manager.send(request, node_id=node)
+    except Exception as error:
+        coordinator._failed_request(node, request, error)
+        raise
+    refusals = {for_code(code) for _, partitions in response.topics for _, code in partitions}
+    joining = coordinator.state is MemberState.REBALANCING or coordinator._generation is not generation
+    if RebalanceInProgressError in refusals or (IllegalGenerationError in refusals and joining):
+        raise RebalanceInProgressError
+    coordinator._handle_offset_commit_response(offsets, sent, response)
+
+
+def _request(
+    coordinator: Any, generation: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+) -> OffsetCommitRequest:
+    topic_of = OffsetCommitRequest.OffsetCommitRequestTopic
+    partition_of = topic_of.OffsetCommitRequestPartition
+    by_topic: dict[str, list[Any]] = defaultdict(list)
+    for at, offset in offsets.items():
+        by_topic[at.topic].append(
+            partition_of(
+                partition_index=at.partition,
+                committed_offset=offset.offset,
+                committed_leader_epoch=offset.leader_epoch,
+                committed_metadata=offset.metadata,
+            )
+        )
+    return OffsetCommitRequest(
+        max_version=8,
+        group_id=coordinator.group_id,
+        generation_id_or_member_epoch=generation.generation_id,
+        member_id=generation.member_id,
+        group_instance_id=coordinator.group_instance_id,
+        topics=[topic_of(name=topic, partitions=partitions) for topic, partitions in by_topic.items()],
+    )
