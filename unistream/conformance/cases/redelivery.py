@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from unistream import DROP, Backoff, Retry
+from unistream.conformance.recorded import RecordedMember, RecordedProducer
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.trial import Trial
 
@@ -64,13 +65,35 @@ async def count_per_group(trial: Trial) -> None:
     await other.ack()
 
 
+async def _shared_out(trial: Trial, producer: RecordedProducer, members: list[RecordedMember]) -> None:
+    """Publish and ack until every member has had something, so that each has its partition and none moves any more."""
+    idle = list(members)
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + trial.pace.patience + trial.lull
+    left = 0
+    while idle or left:
+        trial.that(loop.time() < ends, "GRP-2", "a partition for every member", f"none for {len(idle)}")
+        for _ in members if idle else ():
+            await producer.publish()
+            left += 1
+        for member in members:
+            for lent in await member.receive_many(10, 0.3):
+                await lent.ack()
+                left -= 1
+                if member in idle:
+                    idle.remove(member)
+
+
 @case("red.never-early", rules=("DEL-9",), sometimes=("acked",))
 async def never_early(trial: Trial) -> None:
     """Handlers that take most of the lease are not disturbed by a second lending."""
-    topic = await trial.topic()
+    # Where a group is shared out by partitions there is one for each member.
+    topic = await trial.topic(partitions=3)
     group = await trial.group(topic)
     producer = await trial.producer(topic)
     members = [await trial.member(group, max_in_flight=2) for _ in range(3)]
+    if trial.terms.rebalances:
+        await _shared_out(trial, producer, members)
     for _ in range(6):
         await producer.publish()
     held = [lent for member in members for lent in await trial.take(member, 2)]
