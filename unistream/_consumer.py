@@ -8,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Generator
 from typing import TYPE_CHECKING, Any, cast
 
 from unistream._dead_letters import DeadLetters
 from unistream._delivery import Delivery
-from unistream._intake import POLL_SECONDS, Intake
+from unistream._intake import POLL_SECONDS, TURN, Intake
 from unistream._link import Link
 from unistream._loans import DrainReport, finish
 from unistream._settler import LEAVE_SECONDS, Settler
-from unistream.core.leases import Leases
+from unistream.core.leases import Lease, Leases
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import Token, Verb
+from unistream.driver.types import RawDelivery, Token, Verb
 from unistream.errors import ClosedError
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from unistream._group import Group
 
@@ -43,6 +44,13 @@ class Consumer(Intake):
         group_name: Name of the group.
         stats: What it has seen.
     """
+
+    __slots__ = (
+        "_entered",
+        "_handlers",
+        "_in_a_hurry",
+        "_leaving",
+    )
 
     def __init__(self, group: Group, max_in_flight: int, max_in_flight_bytes: int) -> None:
         super().__init__(group, max_in_flight, max_in_flight_bytes)
@@ -65,7 +73,9 @@ class Consumer(Intake):
         group = self._group
         client = group._client
         self._loop = client._loop
-        self._now = self._loop.time
+        # The clock of asyncio's own loops, without the frame around it.
+        own = getattr(type(self._loop), "time", None) is asyncio.BaseEventLoop.time
+        self._now = time.monotonic if own else self._loop.time
         spec, topic = await group._ensure()
         self.group_name = spec.name
         self._leases = Leases(spec.lease, spec.max_lease)
@@ -97,13 +107,15 @@ class Consumer(Intake):
         return self
 
     async def __anext__(self) -> Delivery:
+        if self._unbroken >= TURN:
+            await self._turn()
         try:
-            delivery = self._next() or await self._wait(None)
+            raw = self._next() or await self._wait(None)
         except ClosedError:
             if self._closed:
                 raise StopAsyncIteration from None
             raise
-        return self._hand_out(cast(Delivery, delivery))
+        return self._hand_out(cast(RawDelivery, raw), sys._getframe(1))
 
     async def receive(self, timeout: float | None = None) -> Delivery | None:
         """
@@ -123,8 +135,10 @@ class Consumer(Intake):
 
         Concurrency: Several callers are served in turn.
         """
-        delivery = self._next() or await self._wait(timeout)
-        return None if delivery is None else self._hand_out(delivery)
+        if self._unbroken >= TURN:
+            await self._turn()
+        raw = self._next() or await self._wait(timeout)
+        return None if raw is None else self._hand_out(raw, sys._getframe(1))
 
     async def receive_many(self, max: int, timeout: float | None = None) -> list[Delivery]:
         """
@@ -137,23 +151,17 @@ class Consumer(Intake):
         """
         if max < 1:
             raise ValueError(f"receive_many(max={max}): ask for 1 or more")
-        delivery = self._next() or await self._wait(timeout)
+        if self._unbroken >= TURN:
+            await self._turn()
+        raw = self._next() or await self._wait(timeout)
+        frame = sys._getframe(1)
         batch: list[Delivery] = []
-        while delivery is not None:
-            batch.append(delivery)
-            self._pop_many(batch, max)
+        while raw is not None:
+            batch.append(self._hand_out(raw, frame))
+            self._pop_many(batch, max, frame.f_code, frame.f_lineno)
             # Once there is something, nothing that happens meanwhile is raised: it would be lost.
             over = len(batch) == max or self._closed or self._error is not None
-            delivery = None if over else self._next()
-        frame = sys._getframe(1)
-        code, line = frame.f_code, frame.f_lineno
-        redelivered = 0
-        for delivery in batch:
-            delivery._code = code
-            delivery._line = line
-            redelivered += delivery._raw[4] > 1
-        self.stats.delivered += len(batch)
-        self.stats.redelivered += redelivered
+            raw = None if over else self._next()
         return batch
 
     def pause(self) -> Awaitable[None]:
@@ -169,16 +177,17 @@ class Consumer(Intake):
         self._serve()
         return DONE
 
-    def _hand_out(self, delivery: Delivery) -> Delivery:
+    def _hand_out(self, raw: RawDelivery, frame: FrameType) -> Delivery:
+        """Make the delivery; `frame` is the application's, where it awaits it."""
         stats = self.stats
         stats.delivered += 1
-        if delivery._raw.attempt > 1:
+        if raw.attempt > 1:
             stats.redelivered += 1
-        # Two frames up stands the application's `await consumer.receive()` or `async for`.
-        frame = sys._getframe(2)
-        delivery._code = frame.f_code
-        delivery._line = frame.f_lineno
-        return delivery
+        lease = self._held.get(raw.token)
+        if lease is None:
+            # Lost since it was fetched: it says so when it is asked.
+            lease = Lease(self._now(), self._now(), 0)
+        return Delivery(self, raw, lease, frame.f_code, frame.f_lineno)
 
     def _check_joined(self) -> None:
         if self._driver is None:
@@ -228,7 +237,7 @@ class Consumer(Intake):
             if self._fetch is not None:
                 self._fetch.cancel()
                 await asyncio.wait([self._fetch], timeout=LEAVE_SECONDS)
-            self._return([delivery._raw.token for delivery in self._buffer])
+            self._return([raw.token for raw in self._buffer])
             self._buffer.clear()
             if drain > 0 and not self._in_a_hurry and self._out.keys() - self._exempt:
                 self._all_back = self._loop.create_future()

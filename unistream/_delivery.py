@@ -35,15 +35,16 @@ class Delivery:
 
     __slots__ = ("_code", "_consumer", "_lease", "_line", "_raw", "_state")
 
-    _line: int
-
-    def __init__(self, consumer: Consumer, raw: RawDelivery, lease: Lease) -> None:
+    def __init__(
+        self, consumer: Consumer, raw: RawDelivery, lease: Lease, code: CodeType | None = None, line: int = 0
+    ) -> None:
         self._consumer = consumer
         self._raw = raw
         self._lease = lease
         self._state = _LENT
-        # Where the application received it, for the warning about one dropped unsettled.
-        self._code: CodeType | None = None
+        # Where the application received it, for the warning about one dropped unsettled; `None`: it never did.
+        self._code = code
+        self._line = line
 
     # What was published
 

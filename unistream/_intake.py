@@ -22,13 +22,18 @@ from unistream.driver.types import RawDelivery
 from unistream.errors import ClosedError, ContractError, UnistreamError
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from unistream._consumer import Consumer
     from unistream._group import Group
 
-__all__ = ["POLL_SECONDS", "Intake"]
+__all__ = ["POLL_SECONDS", "TURN", "Intake"]
 
 POLL_SECONDS = 5.0
 """The longest that one fetch waits at the broker; shorter for short leases, since a lease counts from the request."""
+
+TURN = 1000
+"""After so many messages that a driver gave at once, others on the event loop get their turn."""
 
 _TOKEN = itemgetter(RawDelivery._fields.index("token"))
 _ATTEMPT = itemgetter(RawDelivery._fields.index("attempt"))
@@ -43,6 +48,21 @@ class Intake(Loans):
     _watchdog: Watchdog
     _poll: float
 
+    __slots__ = (
+        "_buffer",
+        "_driver",
+        "_error",
+        "_fetch",
+        "_link",
+        "_low",
+        "_max_bytes",
+        "_max_in_flight",
+        "_paused",
+        "_poll",
+        "_unbroken",
+        "_watchdog",
+    )
+
     def __init__(self, group: Group, max_in_flight: int, max_in_flight_bytes: int) -> None:
         super().__init__(group)
         self._max_in_flight = max_in_flight
@@ -52,14 +72,16 @@ class Intake(Loans):
         self._paused = False
         self._error: UnistreamError | None = None
         # What is held and waits to be handed out, and who waits for it.
-        self._buffer: deque[Delivery] = deque()
-        self._waiting: deque[asyncio.Future[Delivery | None]] = deque()
+        self._buffer: deque[RawDelivery] = deque()
+        self._waiting: deque[asyncio.Future[RawDelivery | None]] = deque()
         self._fetch: asyncio.Task[None] | None = None
+        # Messages that the driver gave at once since the last `_turn`.
+        self._unbroken = 0
 
     # Handing out
 
-    def _next(self) -> Delivery | None:
-        """The next delivery, if one may be handed out without waiting."""
+    def _next(self) -> RawDelivery | None:
+        """The next one, if one may be handed out without waiting."""
         if self._closed or self._error is not None or self._driver is None:
             raise self._refusal()
         if asyncio._get_running_loop() is not self._loop:
@@ -70,11 +92,10 @@ class Intake(Loans):
             self._ask()
         return self._pop()
 
-    def _pop(self) -> Delivery | None:
+    def _pop(self) -> RawDelivery | None:
         buffer = self._buffer
         while buffer:
-            delivery = buffer[0]
-            raw = delivery._raw
+            raw = buffer[0]
             # Ends of leases are noticed by the timer here, and by the clock when the delivery is settled.
             if raw.token in self._held:
                 size = len(raw.message.value)
@@ -86,26 +107,37 @@ class Intake(Loans):
             buffer.popleft()
         return None
 
-    def _pop_many(self, batch: list[Delivery], most: int) -> None:
-        """Add to `batch` what is at hand, up to `most` in all: `_pop` for many."""
+    def _pop_many(self, batch: list[Delivery], most: int, code: CodeType, line: int) -> None:
+        """Add to `batch` what is at hand, up to `most` in all: `_pop` for many, handed out."""
         buffer, held, out = self._buffer, self._held, self._out
         total, most_bytes = self._bytes_out, self._max_bytes
+        consumer = cast("Consumer", self)
+        before, again = len(batch), 0
         while buffer and len(batch) < most:
-            delivery = buffer[0]
-            raw = delivery._raw
+            raw = buffer[0]
             token = raw[1]
-            if token in held:
+            lease = held.get(token)
+            if lease is not None:
                 size = len(raw[0][1])
                 if total and total + size > most_bytes:
                     break
                 total += size
                 out[token] = size
-                batch.append(delivery)
+                if raw[4] > 1:
+                    again += 1
+                batch.append(Delivery(consumer, raw, lease, code, line))
             buffer.popleft()
         self._bytes_out = total
+        self.stats.delivered += len(batch) - before
+        self.stats.redelivered += again
 
-    async def _wait(self, timeout: float | None) -> Delivery | None:
-        waiter: asyncio.Future[Delivery | None] = self._loop.create_future()
+    async def _turn(self) -> None:
+        """Let the event loop go round: a driver that answers at once never does by itself."""
+        self._unbroken = 0
+        await asyncio.sleep(0)
+
+    async def _wait(self, timeout: float | None) -> RawDelivery | None:
+        waiter: asyncio.Future[RawDelivery | None] = self._loop.create_future()
         self._waiting.append(waiter)
         self._serve()
         timer = None if timeout is None else self._loop.call_later(max(timeout, 0), finish, waiter)
@@ -114,9 +146,9 @@ class Intake(Loans):
         except asyncio.CancelledError:
             # Cancelled in the moment in which it was served: what it got goes to the next.
             served = waiter.done() and not waiter.cancelled() and waiter.exception() is None
-            if served and (delivery := waiter.result()) is not None:
-                self._bytes_out -= self._out.pop(delivery._raw.token, 0)
-                self._buffer.appendleft(delivery)
+            if served and (raw := waiter.result()) is not None:
+                self._bytes_out -= self._out.pop(raw.token, 0)
+                self._buffer.appendleft(raw)
                 self._serve()
             raise
         finally:
@@ -132,12 +164,12 @@ class Intake(Loans):
             if waiting[0].done():
                 waiting.popleft()
                 continue
-            delivery = self._pop()
-            if delivery is None:
+            raw = self._pop()
+            if raw is None:
                 if not self._ask():
                     return
                 continue
-            waiting.popleft().set_result(delivery)
+            waiting.popleft().set_result(raw)
 
     def _refusal(self) -> UnistreamError:
         if self._error is not None and not self._closed:
@@ -172,6 +204,7 @@ class Intake(Loans):
         if isinstance(answer, list):
             if self._link.error is not None:
                 self._link.up()
+            self._unbroken += len(answer)
             self._admit(answer, started)
             return bool(answer)
         self._fetch = self._loop.create_task(self._fetching(answer, started))
@@ -228,17 +261,17 @@ class Intake(Loans):
             return
         lease = self._leases.grant(started, len(raws))
         self._held.update(zip(map(_TOKEN, raws), repeat(lease), strict=False))
-        deliveries = map(Delivery, repeat(cast("Consumer", self)), raws, repeat(lease))
         limit = self._group.retry.max_attempts
         if raws[0].suspect:
             self._suspect = raws[0].token
         if limit is None or max(map(_ATTEMPT, raws)) <= limit:
-            self._buffer.extend(deliveries)
+            self._buffer.extend(raws)
         else:
-            for delivery in deliveries:
-                if delivery.attempt <= limit:
-                    self._buffer.append(delivery)
+            for raw in raws:
+                if raw.attempt <= limit:
+                    self._buffer.append(raw)
                 else:
+                    delivery = Delivery(cast("Consumer", self), raw, lease)
                     self._dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
         self._settler.watch(self._leases.wake_at(lease))
         self._watchdog.wake()

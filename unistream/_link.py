@@ -34,6 +34,8 @@ class Link:
         self._failed = False
         # What `HealthChanged` events said last.
         self.told = True
+        # Those who wait for their next try.
+        self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def ok(self) -> bool:
@@ -61,6 +63,9 @@ class Link:
             self._emit(Connected(self.what))
             self.error = None
         self._tries = 0
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """It will not come back by itself: the topic or group is gone, or access was refused."""
@@ -73,5 +78,14 @@ class Link:
             self._emit(HealthChanged(self.what, False, str(error)))
 
     async def wait(self, error: Exception) -> None:
-        """Note that the broker was not reached, and wait the backoff."""
-        await asyncio.sleep(self.down(error))
+        """
+        Note that the broker was not reached, and wait the backoff, but no longer than until another call reaches it.
+
+        A settle that slept on while its consumer fetches again would let leases run out beside a broker that is up.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=self.down(error))
+        finally:
+            self._waiting.remove(waiter)

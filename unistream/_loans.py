@@ -88,6 +88,28 @@ class Loans:
     _loop: asyncio.AbstractEventLoop
     _now: Callable[[], float]
 
+    __slots__ = (
+        "__weakref__",
+        "_all_back",
+        "_bytes_out",
+        "_closed",
+        "_dead",
+        "_exempt",
+        "_given_back",
+        "_group",
+        "_held",
+        "_leases",
+        "_loop",
+        "_now",
+        "_out",
+        "_settler",
+        "_suspect",
+        "_waiting",
+        "group_name",
+        "stats",
+        "topic",
+    )
+
     def __init__(self, group: Group) -> None:
         self.topic = group.topic
         self.group_name = group.name or ""
@@ -153,7 +175,10 @@ class Loans:
         held = self._held
         if held.get(token) is not lease or self._now() >= lease.deadline:
             return False
-        self._settler.ack(delivery)
+        acks = self._settler.acks
+        if not acks:
+            self._settler.soon()
+        acks.append(delivery)
         self.stats.acked += 1
         if self._waiting or self._all_back is not None or self._suspect is not None or lease.held == 1:
             self._let_go(token)

@@ -25,7 +25,10 @@ from unistream.errors import (
 )
 from unistream.message import Receipt
 
-__all__ = ["Outbox", "answered", "failed"]
+__all__ = ["TURN", "Outbox", "answered", "failed"]
+
+TURN = 1000
+"""After so many messages that a driver took at once, others on the event loop get their turn."""
 
 STOP_SECONDS = 5.0
 """How long a producer that gives up waits for the driver to notice that its calls were cancelled."""
@@ -42,6 +45,7 @@ class Outbox:
         stats: Shared with the producer.
         unseen: Failed messages that nobody has looked at.
         at_once: Whether the driver answered the last batch without an awaitable.
+        unbroken: Messages that the driver took at once since the last `turn`.
         closing: Nothing new is taken.
     """
 
@@ -61,6 +65,7 @@ class Outbox:
         self.stats = stats
         self.unseen: dict[Confirmation, None] = {}
         self.at_once = False
+        self.unbroken = 0
         self.closing = False
         self._topic = topic
         self._driver = driver
@@ -94,8 +99,17 @@ class Outbox:
             answer = self._driver.publish(raws, timeout)
         except Exception as error:
             return failed(error)
-        self.at_once = type(answer) is list
+        if type(answer) is list:
+            self.at_once = True
+            self.unbroken += len(raws)
+        else:
+            self.at_once = False
         return answer
+
+    async def turn(self) -> None:
+        """Let the event loop go round: a driver that answers at once never does by itself."""
+        self.unbroken = 0
+        await asyncio.sleep(0)
 
     def track(
         self, batch: Sequence[RawMessage], timeout: float, answer: Awaitable[list[PublishOutcome]]

@@ -6,16 +6,14 @@ Knows the driver contract and the leases; decides nothing about deliveries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import partial
-from itertools import repeat
+from collections.abc import Awaitable, Collection, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from unistream._link import Link
 from unistream.core.leases import Lease, Leases
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
+from unistream.driver.types import MaybeAwaitable, Settlement, SettleOutcome, Token, Verb
 from unistream.errors import BrokerUnavailableError, ContractError, LeaseLostError, SettleError, UnistreamError
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Settler"]
 
 BATCH = 1000
-# A named tuple's own constructor is a Python function; this makes one per ack at the speed of C.
-_ACK: Callable[[tuple[Any, ...]], Settlement] = partial(tuple.__new__, Settlement)
 LEAVE_SECONDS = 5.0
 """How long a consumer that leaves tries to give back what it holds while the broker is out of reach."""
 
@@ -45,16 +41,20 @@ class Settler:
     Sends settles in batches, one at a time: what comes while one is under way forms the next.
 
     A batch whose outcome is unknown is sent again while the leases last: a repetition is harmless (fencing).
+
+    Attributes:
+        acks: Deliveries whose ack nobody waits for, which is nearly all of them; a refusal comes after it returned.
+            Who puts the first one in calls `soon`.
     """
 
     def __init__(self, consumer: Consumer, driver: ConsumerDriver, leases: Leases, link: Link) -> None:
+        self.acks: list[Delivery] = []
         self._consumer = consumer
         self._driver = driver
         self._leases = leases
         self._link = link
         self._loop = consumer._loop
-        # Acks that nobody waits for, which is nearly all of them; and every other settle.
-        self._acks: list[Delivery] = []
+        # Every settle but the acks that nobody waits for.
         self._entries: list[_Entry] = []
         self._scheduled = False
         self._sending: asyncio.Task[None] | None = None
@@ -68,9 +68,8 @@ class Settler:
 
     # Settling
 
-    def ack(self, delivery: Delivery) -> None:
-        """Take an ack; a refusal comes after it returned."""
-        self._acks.append(delivery)
+    def soon(self) -> None:
+        """Send what is taken from now on, together, before the event loop turns."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._tick)
@@ -91,9 +90,7 @@ class Settler:
         lease = self._consumer._held.get(token)
         deadline = lease.deadline if lease is not None else self._loop.time()
         self._entries.append(_Entry(Settlement(token, verb, delay), deadline, None, done))
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._tick)
+        self.soon()
         return done
 
     def _tick(self) -> None:
@@ -102,58 +99,82 @@ class Settler:
 
     def flush(self) -> None:
         """Send what has been taken, unless a batch is under way: then it follows."""
-        while (self._acks or self._entries) and self._sending is None:
+        while (self.acks or self._entries) and self._sending is None:
             if self._given_up:
                 self._drop_all()
                 return
-            acks, self._acks = self._acks[:BATCH], self._acks[BATCH:]
-            tokens = [delivery._raw[1] for delivery in acks]
-            settlements = list(map(_ACK, zip(tokens, repeat(Verb.ACK), repeat(0.0), strict=False)))
-            entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
-            if entries:
-                settlements += [entry.settlement for entry in entries]
+            acks, entries = self.acks[:BATCH], self._entries[:BATCH]
+            del self.acks[:BATCH], self._entries[:BATCH]
             try:
-                answer = self._driver.settle(settlements)
+                answer = self._ask(acks, entries)
             except Exception as error:
                 answer = _refused(error)
-            if self._link.error is not None and isinstance(answer, list):
-                self._link.up()
             if not isinstance(answer, list):
-                batch = [*map(_entry, acks, settlements), *entries]
-                self._sending = self._loop.create_task(self._send(batch, answer))
+                self._sending = self._loop.create_task(self._send(acks, entries, answer))
                 self._sending.add_done_callback(self._sent)
-            elif entries or any(answer) or len(answer) != len(settlements):
-                self._conclude([*map(_entry, acks, settlements), *entries], answer)
+                return
+            if self._link.error is not None:
+                self._link.up()
+            self._answered(acks, entries, answer)
+
+    def _ask(self, acks: Sequence[Delivery], entries: Sequence[_Entry]) -> MaybeAwaitable[list[SettleOutcome]]:
+        tokens = [delivery._raw[1] for delivery in acks]
+        if not entries:
+            return self._driver.ack(tokens)
+        settlements = [Settlement(token, Verb.ACK) for token in tokens]
+        return self._driver.settle([*settlements, *[entry.settlement for entry in entries]])
+
+    def _answered(self, acks: Sequence[Delivery], entries: Sequence[_Entry], outcomes: Sequence[SettleOutcome]) -> None:
+        if entries or type(outcomes) is not list or len(outcomes) != len(acks) or any(outcomes):
+            self._conclude([*map(_entry, acks), *entries], outcomes)
 
     def _drop_all(self) -> None:
         """Nothing more is sent: tell everybody who waits."""
-        rest = [_entry(delivery, Settlement(delivery._raw.token, Verb.ACK)) for delivery in self._acks]
-        rest += self._entries
-        self._acks, self._entries = [], []
+        rest = [*map(_entry, self.acks), *self._entries]
+        self.acks.clear()
+        self._entries.clear()
         self._conclude(rest, [self._unknown(TimeoutError("the consumer left"))] * len(rest))
 
-    async def _send(self, batch: list[_Entry], answer: Awaitable[list[SettleOutcome]]) -> None:
+    async def _send(
+        self, acks: Sequence[Delivery], entries: Sequence[_Entry], answer: Awaitable[list[SettleOutcome]]
+    ) -> None:
         """See a batch through; whatever happens, everybody who waits for one of its settles is told."""
         try:
-            while batch:
+            outcomes = await answer
+        except BrokerUnavailableError as error:
+            await self._insist([*map(_entry, acks), *entries], error)
+        except BaseException as error:
+            self._give_up([*map(_entry, acks), *entries], error)
+        else:
+            self._link.up()
+            self._answered(acks, entries, outcomes)
+
+    async def _insist(self, batch: Sequence[_Entry], error: BrokerUnavailableError) -> None:
+        """Send a batch again until it is answered or its leases have ended."""
+        try:
+            while True:
+                await self._link.wait(error)
+                now = self._loop.time()
+                late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
+                self._conclude(late, [self._unknown(error)] * len(late))
+                batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
+                if not batch:
+                    return
                 try:
-                    outcomes = await answer
-                except BrokerUnavailableError as error:
-                    await self._link.wait(error)
-                    now = self._loop.time()
-                    late = [entry for entry in batch if entry.deadline <= now or now >= self._give_up_at]
-                    self._conclude(late, [self._unknown(error)] * len(late))
-                    batch = [entry for entry in batch if entry.deadline > now and now < self._give_up_at]
-                    if batch:
-                        answer = self._again(batch)
+                    outcomes = await self._again(batch)
+                except BrokerUnavailableError as unavailable:
+                    error = unavailable
                 else:
                     self._link.up()
                     self._conclude(batch, outcomes)
                     return
-        except BaseException as error:
-            self._conclude(batch, [error if isinstance(error, SettleError) else self._unknown(error)] * len(batch))
-            if not isinstance(error, (Exception, asyncio.CancelledError)):
-                raise
+        except BaseException as failed:
+            self._give_up(batch, failed)
+
+    def _give_up(self, batch: Sequence[_Entry], error: BaseException) -> None:
+        self._conclude(batch, [error if isinstance(error, SettleError) else self._unknown(error)] * len(batch))
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            raise error
 
     async def _again(self, batch: Sequence[_Entry]) -> list[SettleOutcome]:
         answer = self._driver.settle([entry.settlement for entry in batch])
@@ -319,9 +340,9 @@ class Settler:
         return self._abandoned
 
 
-def _entry(delivery: Delivery, settlement: Settlement) -> _Entry:
+def _entry(delivery: Delivery) -> _Entry:
     """An ack in the form of every other settle, for when it has to be followed up."""
-    return _Entry(settlement, delivery._lease.deadline, delivery, None)
+    return _Entry(Settlement(delivery._raw.token, Verb.ACK), delivery._lease.deadline, delivery, None)
 
 
 async def _refused(error: Exception) -> list[SettleOutcome]:

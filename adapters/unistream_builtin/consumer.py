@@ -79,14 +79,15 @@ class MemoryConsumer(ConsumerDriver):
 
     def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
         """See `ConsumerDriver.settle`. Answers at once; the broker ends leases by itself and ignores `EXPIRE`."""
-        if len(batch) == 1 and batch[0].verb is Verb.ACK:
-            refused = self._host.ack(self._member, (batch[0].token,))
-            return self._outcomes(refused, refused) if refused else [None]
         acks: list[Tag] = [token for token, verb, _ in batch if verb is Verb.ACK]
         refused = self._host.ack(self._member, acks) if acks else []
         if len(acks) != len(batch):
             refused = refused + self._return(batch)
         return self._outcomes([settlement.token for settlement in batch], refused)
+
+    def ack(self, tokens: Sequence[Token]) -> list[SettleOutcome]:
+        """See `ConsumerDriver.ack`. Answers at once."""
+        return self._outcomes(tokens, self._host.ack(self._member, tokens))
 
     def _return(self, batch: Sequence[Settlement]) -> list[Tag]:
         released = [token for token, verb, _ in batch if verb is Verb.RELEASE]

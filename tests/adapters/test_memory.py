@@ -461,3 +461,42 @@ async def test_what_the_capabilities_say_can_be_required() -> None:
     with pytest.raises(UnsupportedError, match="durability"):
         async with unistream.connect("memory://", require={"durability": "fsync"}, driver=Checked):
             pytest.fail("it must not open")
+
+
+@virtual
+async def test_a_busy_publisher_and_a_busy_consumer_leave_others_their_turn() -> None:
+    """A broker that answers at once does not keep the event loop: whoever else is ready runs every thousand messages."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with unistream.connect("memory://") as client:
+        await client.create_topic("t")
+        group = client.group("g", "t")
+        await group.create()
+        async with client.producer("t") as producer, group.consumer() as consumer:
+            beside = asyncio.create_task(other())
+            for _ in range(2000):
+                await producer.publish(b"x")
+            for _ in range(2000):
+                await producer.submit(b"x")
+            await producer.publish_many([b"x"] * 4000)
+            published = turns
+            for _ in range(4000):
+                delivery = await consumer.receive(0)
+                assert delivery is not None
+                await delivery.ack()
+            one_by_one = turns - published
+            for _ in range(40):
+                for delivery in await consumer.receive_many(100, 0):
+                    await delivery.ack()
+            in_batches = turns - published - one_by_one
+            beside.cancel()
+
+    assert published >= 5
+    assert one_by_one >= 3
+    assert in_batches >= 3

@@ -43,6 +43,7 @@ from unistream.driver.types import (
     Target,
     Token,
     TopicSpec,
+    Verb,
 )
 
 __all__ = ["API_VERSION", "ConsumerDriver", "Driver", "ProducerDriver"]
@@ -367,6 +368,14 @@ class ConsumerDriver(ABC):
 
         Retries: None here.
         """
+
+    def ack(self, tokens: Sequence[Token]) -> MaybeAwaitable[list[SettleOutcome]]:
+        """
+        End loans by an ack: what nearly every batch of settles is.
+
+        Everything else as `settle`, which this calls; for drivers that can do it with less.
+        """
+        return self.settle([Settlement(token, Verb.ACK) for token in tokens])
 
     @abstractmethod
     def extend(self, tokens: Sequence[Token], seconds: float) -> MaybeAwaitable[list[SettleOutcome]]:

@@ -171,7 +171,7 @@ class Consumers(RuleBasedStateMachine):
         sizes = sorted(consumer._out.values())
         assert not sizes or sum(sizes) - sizes[-1] <= 30
         burying = set(consumer._dead._burials)
-        waiting = {one._raw.token for one in consumer._buffer}
+        waiting = {one.token for one in consumer._buffer}
         lost = {one._raw.token for one in self.got if one.state == "lost"}
         assert set(held) <= set(consumer._out) | waiting | burying | lost
 
