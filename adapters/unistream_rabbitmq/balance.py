@@ -31,6 +31,7 @@ class Balance:
     Args:
         line: The connection to talk on.
         exchange: The group's exchange for it.
+        roll: The group's queue by which members are counted.
         mine: Per partition: since when this member stands in line (seconds since the epoch; `None`: it does not), and
             whether it surely is the active one.
         surplus: Called with partitions to leave.
@@ -40,11 +41,13 @@ class Balance:
         self,
         line: Line,
         exchange: str,
+        roll: str,
         mine: Callable[[], list[tuple[float | None, bool]]],
         surplus: Callable[[list[int]], None],
     ) -> None:
         self._line = line
         self._exchange = exchange
+        self._roll = roll
         self._mine = mine
         self._surplus = surplus
         self._name = secrets.token_hex(6)
@@ -52,8 +55,14 @@ class Balance:
         self._others: dict[str, tuple[float, list[tuple[float | None, bool]]]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin talking."""
+    @property
+    def alone(self) -> bool:
+        """Whether no other member was heard of lately."""
+        return not self._others
+
+    async def start(self) -> None:
+        """Be counted, and begin talking."""
+        self._channel = await self._join()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -92,6 +101,7 @@ class Balance:
         queue = frame.method.queue
         await channel.call(raw.queue_bind, queue, self._exchange)
         await channel.call(raw.basic_consume, queue, on_message_callback=self._hear, auto_ack=True)
+        await channel.call(raw.basic_consume, self._roll, on_message_callback=_nothing, auto_ack=True)
         return channel
 
     def _tell(self, mine: list[tuple[float | None, bool]]) -> None:
@@ -121,6 +131,10 @@ class Balance:
                 own.append(partition)
         share = -(-len(mine) // (len(views) + 1))
         return own[share:]
+
+
+def _nothing(*_: Any) -> None:
+    """Nobody publishes to the roll."""
 
 
 def now() -> float:

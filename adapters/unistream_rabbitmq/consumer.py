@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from unistream.driver.types import Event, GroupSpec, Token, TopicSpec
 from unistream.errors import (
-    BrokerUnavailableError,
     GroupMissingError,
     LeaseLostError,
     TopicMissingError,
@@ -20,7 +19,10 @@ from unistream_rabbitmq.names import RETURN, GroupQueues, exchange_of
 from unistream_rabbitmq.registry import Registry
 from unistream_rabbitmq.relay import Relay
 
-__all__ = ["Setting", "declare_ephemeral"]
+__all__ = ["PATIENCE_SECONDS", "Setting", "declare_ephemeral"]
+
+PATIENCE_SECONDS = 1.0
+"""A member that was not asked for messages for so long, or up to twice as long, lets others have what it was pushed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,14 @@ class Setting:
         missing.__cause__ = error
         return missing
 
-    def unavailable(self, why: object) -> BrokerUnavailableError:
-        """The error for a member whose connection is gone."""
-        return BrokerUnavailableError(f"{self.what}: {why}", driver="amqp", topic=self.topic.name)
+    async def consumers(self, queue: str) -> int:
+        """How many members the broker pushes messages of a queue to."""
+        channel = await (await self.control.wire()).channel()
+        try:
+            frame = await channel.call(channel.raw.queue_declare, queue, passive=True)
+        finally:
+            await channel.close()
+        return int(frame.method.consumer_count)
 
 
 async def declare_ephemeral(channel: Channel, setting: Setting) -> None:

@@ -54,49 +54,96 @@ class Delays:
 
     Args:
         control: The connection to declare on.
+        settles: Seconds for which a new queue is not trusted with a message that is nowhere else.
     """
 
-    def __init__(self, control: Line) -> None:
+    def __init__(self, control: Line, settles: float) -> None:
         self._control = control
-        self._turn = asyncio.Lock()
+        self._settles = settles
         self._made: set[int] = set()
+        self._making: dict[int, asyncio.Task[None]] = {}
+
+    def ready(self, delay: float) -> bool:
+        """Whether a message can be put aside for `delay` seconds without waiting."""
+        return step_for(delay) in self._made
 
     async def exchange(self, delay: float) -> str:
         """The exchange to publish to, with the queue as routing key, so that a message comes back after `delay`."""
         step = step_for(delay)
+        if not await self._there(step):
+            await self._make(step)
+        return delay_name(step)
+
+    async def remainder(self, delay: float) -> float:
+        """
+        Make what a message needs that its member holds until then.
+
+        Returns:
+            The delay to put it aside for afterwards, 0 for none: what has passed meanwhile is taken off, and there is a
+            queue for it. Within `delay` seconds, whatever happens; so it comes back in time although the queue is new.
+        """
+        if await self._there(step_for(delay)):
+            return delay
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+        later = max(0.0, delay - self._settles)
+        steps = {step_for(delay), step_for(later)} if later else {step_for(delay)}
+        try:
+            async with asyncio.timeout_at(due):
+                await asyncio.gather(*(self._make(step) for step in steps))
+        except TimeoutError:
+            return 0.0
+        # Made sooner than that, since somebody had begun before.
+        await asyncio.sleep(due - later - loop.time())
+        return later
+
+    async def _there(self, step: int) -> bool:
+        if step in self._made:
+            return True
+        if step in self._making or not await queue_exists(self._control, delay_name(step)):
+            return False
+        self._made.add(step)
+        return True
+
+    async def _make(self, step: int) -> None:
+        """Make the queue of a step; attempts are shared, and go on when one who waits gives up."""
+        task = self._making.get(step)
+        if task is None:
+            task = self._making[step] = asyncio.create_task(self._declare(step))
+            task.add_done_callback(lambda _: self._making.pop(step))
+        await asyncio.shield(task)
+
+    async def _declare(self, step: int) -> None:
         name = delay_name(step)
-        if step not in self._made:
-            async with self._turn:
-                if await queue_exists(self._control, name):
-                    self._made.add(step)
-                    return name
-                wire = await self._control.wire()
-                channel = await wire.channel()
-                try:
-                    await declare_return(channel)
-                    await channel.call(channel.raw.exchange_declare, name, "fanout", durable=True)
-                    await channel.call(
-                        channel.raw.queue_declare,
-                        name,
-                        durable=True,
-                        arguments={
-                            "x-queue-type": "quorum",
-                            "x-message-ttl": step,
-                            "x-dead-letter-exchange": RETURN,
-                            "x-dead-letter-strategy": "at-least-once",
-                            "x-overflow": "reject-publish",
-                        },
-                    )
-                    await channel.call(channel.raw.queue_bind, name, name)
-                finally:
-                    await channel.close()
-                await asyncio.sleep(SETTLED_SECONDS)
-                self._made.add(step)
-        return name
+        wire = await self._control.wire()
+        channel = await wire.channel()
+        try:
+            await declare_return(channel)
+            await channel.call(channel.raw.exchange_declare, name, "fanout", durable=True)
+            arguments = {
+                "x-queue-type": "quorum",
+                "x-message-ttl": step,
+                "x-dead-letter-exchange": RETURN,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }
+            await channel.call(channel.raw.queue_declare, name, durable=True, arguments=arguments)
+            await channel.call(channel.raw.queue_bind, name, name)
+        finally:
+            await channel.close()
+        await asyncio.sleep(self._settles)
+        self._made.add(step)
 
     def forget(self) -> None:
         """Somebody deleted one: declare them again."""
         self._made.clear()
+
+    async def close(self) -> None:
+        """Stop making queues."""
+        making = list(self._making.values())
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
 
 
 async def queue_exists(control: Line, name: str) -> bool:

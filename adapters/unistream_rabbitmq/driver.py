@@ -62,7 +62,7 @@ class RabbitDriver(Driver):
         "creation_settles": Option(
             _patience,
             SETTLED_SECONDS,
-            "Seconds that creating a group takes longer, to survive kill -9 at once.",
+            "Seconds for which a new group or delay is not relied upon, to survive kill -9 of the server.",
         ),
         "ca_file": Option(str, None, "amqps: file of the certificates to trust, instead of the system's."),
         "cert_file": Option(str, None, "amqps: file of the client's certificate."),
@@ -101,7 +101,7 @@ class RabbitDriver(Driver):
         self._registry = Registry(self._control, self._publishing, place.connect_timeout)
         settles = self.target.options["creation_settles"]
         self._topology = Topology(self._control, self._registry, settles, unlimited_returns=self._version >= (4,))
-        self._delays = Delays(self._control)
+        self._delays = Delays(self._control, settles)
 
     async def close(self) -> None:
         """See `Driver.close`."""
@@ -109,6 +109,7 @@ class RabbitDriver(Driver):
             return
         for part in list(self._parts):
             await part.close()
+        await self._delays.close()
         await asyncio.gather(self._control.close(), self._publishing.close(), self._consuming.close())
 
     async def ping(self) -> None:

@@ -2,7 +2,8 @@
 
 A quorum queue counts every return of a message, also when its owner left in good order, and forgets nothing else. So
 the owner writes a note per unsettled message that needs one, as one message in a queue of length 1, replaced each time:
-at a nack, before it lends a suspect, and when it leaves.
+at a nack, before it lends a suspect, and when it leaves. What is pushed to it while it writes that last one can't be
+named in it: `OTHERS` stands for all that is not named. The next owner takes that back before it lends anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosed
@@ -20,7 +21,10 @@ from unistream_rabbitmq.errors import NOT_FOUND, code_of
 from unistream_rabbitmq.link import Channel, Line
 from unistream_rabbitmq.relay import Hop, Relay
 
-__all__ = ["Ledger", "Note", "identity"]
+__all__ = ["OTHERS", "Ledger", "Note", "identity"]
+
+OTHERS = ""
+"""Names the note on every message without one; no message's identity is empty."""
 
 
 class Note(NamedTuple):
@@ -48,7 +52,7 @@ class Ledger:
     The notes on one partition of one group.
 
     Args:
-        queue: Where they are kept; made when first written.
+        queue: Where they are kept; made with the group.
         control: The connection to declare and read on.
         relay: Writes.
     """
@@ -57,7 +61,6 @@ class Ledger:
         self._queue = queue
         self._control = control
         self._relay = relay
-        self._made = False
 
     async def read(self) -> dict[str, Note]:
         """The last owner's notes."""
@@ -77,15 +80,6 @@ class Ledger:
 
     async def write(self, notes: dict[str, Note]) -> None:
         """Replace the notes; confirmed when it returns."""
-        if not self._made:
-            wire = await self._control.wire()
-            channel = await wire.channel()
-            try:
-                arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "drop-head"}
-                await channel.call(channel.raw.queue_declare, self._queue, durable=True, arguments=arguments)
-            finally:
-                await channel.close()
-            self._made = True
         body = json.dumps(notes).encode()
         await self._relay.put([Hop(self._queue, 0.0, body, BasicProperties(delivery_mode=2, message_id="ledger"))])
 

@@ -123,6 +123,11 @@ class Channel:
 
         await self.call(cancel, tag)
 
+    async def catch_up(self) -> None:
+        """Wait until the server has dealt with everything that was written on this channel."""
+        # Answered after everything before it; every consumer sets its own prefetch.
+        await self.call(self.raw.basic_qos, prefetch_count=1)
+
     async def close(self) -> None:
         """Close it in good order; nothing happens when it has ended."""
         if self.error is not None or self.raw is None:

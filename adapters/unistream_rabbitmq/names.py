@@ -51,6 +51,7 @@ class GroupQueues:
         again: Where messages come back to that are to be lent again: `main`, or where that one is bounded a queue
             without bound, so that coming back is never refused.
         suspects: Messages whose member was lost, lent one at a time.
+        roll: Never has a message: every member consumes from it, so that members can be counted.
         partitions: The queues of an ordered group, instead of the others.
     """
 
@@ -63,14 +64,20 @@ class GroupQueues:
         self.main = whole
         self.again = whole if topic.max_backlog is None else f"{whole}~again"
         self.suspects = f"{whole}~suspects"
+        self.roll = f"{whole}~roll"
         self.partitions = tuple(f"{whole}.{number}" for number in range(topic.partitions)) if ordered else ()
+
+    @property
+    def holding(self) -> tuple[str, ...]:
+        """The queues that hold its messages."""
+        if self.partitions:
+            return self.partitions
+        return tuple(dict.fromkeys((self.main, self.again, self.suspects)))
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every queue that the group has from its creation on."""
-        if self.partitions:
-            return self.partitions
-        return tuple(dict.fromkeys((self.main, self.again, self.suspects)))
+        return (*self.holding, *map(self.ledger, range(len(self.partitions))), self.roll)
 
     def ledger(self, partition: int) -> str:
         """The queue with the last owner's notes on one partition of an ordered group."""

@@ -47,6 +47,14 @@ class Relay:
         """Whether the server takes no messages just now (memory or disk alarm)."""
         return self._line.blocked is not None
 
+    def ready(self, delay: float) -> bool:
+        """Whether `put` can put a message aside for `delay` seconds without making a queue first."""
+        return delay <= 0 or self._delays.ready(delay)
+
+    async def remainder(self, delay: float) -> float:
+        """See `Delays.remainder`."""
+        return await self._delays.remainder(delay)
+
     async def put(self, hops: Sequence[Hop]) -> None:
         """
         Publish, and wait until the server holds all of it.

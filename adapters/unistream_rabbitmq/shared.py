@@ -5,37 +5,27 @@ once; the loans are lost here. What comes back that way may have killed its memb
 it is moved, confirmed, into the group's queue of suspects, which every member consumes one message at a time. So a
 message that was only prefetched beside a deadly one has one attempt more, once.
 
-Everything else that comes back (a nack, a message given back) is published anew with its count in a header, confirmed,
-and only then acked.
+Everything else that comes back (a nack, an ended lease, a message given back) is published anew with its count in a
+header, confirmed, and only then acked.
+
+The broker pushes whether this member is asked for messages or not. One that is not asked, while others are there,
+rests: it gives back what it has not lent, and stops consuming until it is asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from math import inf
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pika import BasicProperties
-
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import (
-    DataLoss,
-    MaybeAwaitable,
-    RawDelivery,
-    RawMessage,
-    Settlement,
-    SettleOutcome,
-    Token,
-    Verb,
-)
+from unistream.driver.types import DataLoss, MaybeAwaitable, RawDelivery, Settlement, SettleOutcome, Token, Verb
 from unistream.errors import ClosedError
-from unistream_rabbitmq.consumer import Setting, declare_ephemeral
+from unistream_rabbitmq.consumer import PATIENCE_SECONDS, Setting, declare_ephemeral
 from unistream_rabbitmq.errors import translated
+from unistream_rabbitmq.fetched import Arrival, Fetched
 from unistream_rabbitmq.link import Channel
-from unistream_rabbitmq.messages import arrived, put_back
 from unistream_rabbitmq.relay import Hop
 
 __all__ = ["SharedConsumer"]
@@ -46,58 +36,31 @@ _RELEASE_SECONDS = 3.0
 _log = logging.getLogger("unistream.driver.amqp")
 
 
-class _Arrival:
-    """
-    A message that the broker pushed and that is not settled; `spent` lendings count before this one.
-
-    Of the times that it was lost, `most` count: who finds a lost message in the main queue does not lend it from there,
-    so at most one lending is behind it, however often it was lost.
-    """
-
-    __slots__ = ("body", "message", "properties", "published_at", "spent", "suspect", "tag")
-
-    def __init__(self, method: Any, properties: BasicProperties, body: bytes, most: float) -> None:
-        said = arrived(method, properties, body)
-        self.tag: int = method.delivery_tag
-        self.message: RawMessage = said.message
-        self.published_at = said.published_at
-        self.spent = said.spent + int(min(said.lost, most))
-        self.suspect = said.lost > 0
-        self.properties = properties
-        self.body = body
-
-    def hop(self, queue: str, delay: float, spent: int) -> Hop:
-        return Hop(queue, delay, self.body, put_back(self.properties, spent, self.message.partition))
-
-
 class SharedConsumer(ConsumerDriver):
     """One member; see `Setting`. `join` makes it one."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._loop = asyncio.get_running_loop()
-        self._channel: Channel | None = None
+        self._fetched: Fetched | None = None
         self._epoch = 0
+        # The consumers by which messages come; none while it rests.
         self._tags: list[str] = []
         self._closed = False
         self._joined_before = False
-        # Every unsettled delivery tag of this channel, in order; of these, those that are lent.
-        self._open: dict[int, None] = {}
-        self._held: dict[Token, _Arrival] = {}
         self._settled_before: set[Token] = set()
-        # Not lent yet: ordinary messages, suspects, and those that must go to the queue of suspects first.
-        self._buffer: deque[_Arrival] = deque()
-        self._suspects: deque[_Arrival] = deque()
-        self._strays: deque[_Arrival] = deque()
-        self._suspect_was_last = False
-        self._moving: asyncio.Task[None] | None = None
+        # Joining, resting, moving suspects: one of these at a time, and whole.
+        self._step: asyncio.Task[None] | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
         self._waiter: asyncio.Future[None] | None = None
+        self._asked = True
+        self._clock: asyncio.TimerHandle | None = None
         self._reason = "not joined"
 
     @property
     def in_flight(self) -> int:
         """Messages of the group that this member holds, lent or fetched ahead."""
-        return len(self._open)
+        return 0 if self._fetched is None else len(self._fetched.open)
 
     def of(self, topic: str, group: str) -> bool:
         """Whether it is a member of this group."""
@@ -110,52 +73,64 @@ class SharedConsumer(ConsumerDriver):
         setting = self._setting
         channel: Channel | None = None
         try:
-            wire = await setting.consuming.wire()
-            channel = await wire.channel()
+            channel = await (await setting.consuming.wire()).channel()
             self._epoch += 1
-            epoch = self._epoch
-            self._tags = []
-            self._channel = channel
-            channel.raw.add_on_cancel_callback(lambda _: self._ended(epoch, "the broker ended its consumer"))
-            queue, suspects = setting.queues.main, setting.queues.suspects
+            fetched = self._fetched = Fetched(channel, self._epoch, self._wake)
+            channel.raw.add_on_cancel_callback(lambda _: self._ended(fetched, "the broker ended its consumer"))
             if setting.group.ephemeral:
                 await declare_ephemeral(channel, setting)
-            prefetch = min(setting.max_in_flight, _MOST_PREFETCH)
-            for name in dict.fromkeys((queue, setting.queues.again)):
-                await self._consume(channel, name, prefetch, self._on_message)
-            if not setting.group.ephemeral:
-                await self._consume(channel, suspects, 1, self._on_suspect)
-            channel.on_end(lambda reason: self._ended(epoch, str(reason)))
-        except Exception as error:
-            self._channel = None
-            if channel is not None:
-                await channel.close()
-            raise await setting.failed(error) from error
-        except BaseException:
-            self._channel = None
+            else:
+                await channel.call(
+                    channel.raw.basic_consume, setting.queues.roll, on_message_callback=_nothing, auto_ack=True
+                )
+            await self._consume(fetched)
+            channel.on_end(lambda reason: self._ended(fetched, str(reason)))
+        except BaseException as error:
+            self._fetched = None
             if channel is not None:
                 await asyncio.shield(channel.close())
+            if isinstance(error, Exception):
+                raise await setting.failed(error) from error
             raise
         if setting.group.ephemeral and self._joined_before:
             setting.emit(DataLoss(setting.topic.name, setting.group.name, None, "the connection was lost meanwhile"))
+        elif self._clock is None and not setting.group.ephemeral:
+            self._tick()
         self._joined_before = True
 
-    async def _consume(self, channel: Channel, queue: str, prefetch: int, taken: Any) -> None:
-        await channel.call(channel.raw.basic_qos, prefetch_count=prefetch)
-        frame = await channel.call(channel.raw.basic_consume, queue, on_message_callback=taken)
-        self._tags.append(frame.method.consumer_tag)
+    async def _consume(self, fetched: Fetched) -> None:
+        setting = self._setting
+        queues, raw = setting.queues, fetched.channel.raw
+        taken: dict[str, tuple[int, Callable[..., None]]] = {}
+        if not setting.group.ephemeral:
+            taken[queues.suspects] = (1, fetched.on_suspect)
+        for name in (queues.main, queues.again):
+            taken[name] = (min(setting.max_in_flight, _MOST_PREFETCH), fetched.on_message)
+        tags = []
+        for name, (prefetch, told) in taken.items():
+            await fetched.channel.call(raw.basic_qos, prefetch_count=prefetch)
+            frame = await fetched.channel.call(raw.basic_consume, name, on_message_callback=told)
+            tags.append(frame.method.consumer_tag)
+        self._tags = tags
 
-    def _ended(self, epoch: int, reason: str) -> None:
-        """The channel of this epoch is gone: its loans are lost, and the next `receive` joins again."""
-        if epoch != self._epoch or self._channel is None:
+    async def _resume(self, fetched: Fetched) -> None:
+        """Consume again after a rest."""
+        try:
+            await self._consume(fetched)
+        except Exception as error:
+            if not fetched.over:
+                await fetched.channel.close()
+            raise await self._setting.failed(error) from error
+
+    def _ended(self, fetched: Fetched, reason: str) -> None:
+        """A channel is gone: its loans are lost, and the next `receive` joins again."""
+        if fetched is not self._fetched:
             return
-        channel, self._channel = self._channel, None
+        self._fetched = None
+        self._tags = []
         self._reason = reason
-        tokens = list(self._held)
-        self._held.clear()
-        self._open.clear()
-        for waiting in (self._buffer, self._suspects, self._strays):
-            waiting.clear()
+        tokens = fetched.end()
+        channel = fetched.channel
         if channel.error is None:
             # Cancelled by the broker: the channel itself still stands, and with it what must be given back.
             closing = self._loop.create_task(channel.close())
@@ -164,114 +139,127 @@ class SharedConsumer(ConsumerDriver):
             self._setting.lost(tokens, reason)
         self._wake()
 
-    def _on_message(self, _: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-        arrival = _Arrival(method, properties, body, 1)
-        self._open[arrival.tag] = None
-        if arrival.suspect:
-            self._strays.append(arrival)
-        else:
-            self._buffer.append(arrival)
-        if self._waiter is not None:
-            self._wake()
-
-    def _on_suspect(self, _: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-        arrival = _Arrival(method, properties, body, inf)
-        arrival.suspect = True
-        self._open[arrival.tag] = None
-        self._suspects.append(arrival)
-        self._wake()
-
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # Lending
 
     def receive(self, limit: int, timeout: float) -> MaybeAwaitable[list[RawDelivery]]:
         """See `ConsumerDriver.receive`."""
-        if self._buffer and not self._strays and not self._closed:
-            return self._take(limit)
+        self._asked = True
+        fetched = self._fetched
+        if fetched is not None and fetched.ready and self._step is None and not self._closed:
+            return fetched.take(limit)
         return self._receive(limit, timeout)
 
     async def _receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         until = self._loop.time() + timeout
         while True:
+            self._asked = True
             if self._closed:
                 raise ClosedError(f"{self._setting.what}: closed", driver="amqp", topic=self._setting.topic.name)
-            if self._channel is None:
-                await self.join()
-            if self._strays:
-                if self._moving is None:
-                    self._moving = self._loop.create_task(self._quarantine())
-                # Shielded: what was published and not acked yet would be there twice.
-                await asyncio.shield(self._moving)
-            taken = self._take(limit)
-            if taken or timeout <= 0:
-                return taken
-            self._waiter = self._loop.create_future()
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._waiter
-            except TimeoutError:
-                return self._take(limit)
-            finally:
-                self._waiter = None
+            fetched = self._fetched
+            if self._step is not None:
+                await asyncio.shield(self._step)
+            elif fetched is None:
+                await self._whole(self.join())
+            elif not self._tags:
+                await self._whole(self._resume(fetched))
+            elif fetched.strays:
+                await self._whole(self._quarantine(fetched))
+            else:
+                taken = fetched.take(limit)
+                if taken or timeout <= 0 or self._loop.time() >= until:
+                    return taken
+                await self._wait(until)
 
-    def _take(self, limit: int) -> list[RawDelivery]:
-        if self._suspects and not (self._suspect_was_last and self._buffer):
-            # In turn with the others, so that a pile of suspects does not stop the group.
-            self._suspect_was_last = True
-            return [self._lend(self._suspects.popleft())]
-        self._suspect_was_last = False
-        buffer = self._buffer
-        return [self._lend(buffer.popleft()) for _ in range(min(limit, len(buffer)))]
-
-    def _lend(self, arrival: _Arrival) -> RawDelivery:
-        token = (self._epoch, arrival.tag)
-        self._held[token] = arrival
-        return RawDelivery(
-            arrival.message,
-            token,
-            None,
-            arrival.published_at,
-            arrival.spent + 1,
-            arrival.suspect,
-            arrival.properties,
-        )
-
-    async def _quarantine(self) -> None:
-        """Move what came back from a lost member to the queue of suspects."""
-        strays = list(self._strays)
-        channel = self._channel
+    async def _wait(self, until: float) -> None:
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(until, self._wake)
         try:
-            await self._move(strays, channel)
+            await self._waiter
         finally:
-            self._moving = None
+            timer.cancel()
+            self._waiter = None
 
-    async def _move(self, strays: Sequence[_Arrival], channel: Channel | None) -> None:
+    async def _whole(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Do something that must not be left half done when its caller is cancelled."""
+        step = self._step = self._loop.create_task(doing)
+        step.add_done_callback(self._did)
+        await asyncio.shield(step)
+
+    def _did(self, _: asyncio.Task[None]) -> None:
+        self._step = None
+        self._wake()
+
+    async def _quarantine(self, fetched: Fetched) -> None:
+        """Move what came back from a lost member to the queue of suspects."""
         setting = self._setting
-        if not setting.group.ephemeral and not setting.relay.blocked:
-            # One lending at most may be behind it: members that find it like this never lend it.
-            hops = [stray.hop(setting.queues.suspects, 0.0, stray.spent) for stray in strays]
-            try:
-                await setting.relay.put(hops)
-            except Exception as error:
-                raise translated(error, setting.what, setting.topic.name) from error
-            if channel is self._channel:
-                self._ack([stray.tag for stray in strays])
-        else:
+        strays = fetched.take_strays()
+        if setting.group.ephemeral or setting.relay.blocked:
             # While the broker takes no messages they are lent from here, alone like any suspect.
-            self._suspects.extend(strays)
-        if channel is self._channel:
-            for _ in strays:
-                self._strays.popleft()
+            fetched.lend_alone(strays)
+            return
+        try:
+            await self._give_back(fetched, strays)
+            # Before one of them can kill this member: the broker would return those that are in the queue already.
+            await fetched.channel.catch_up()
+        except Exception as error:
+            raise translated(error, setting.what, setting.topic.name) from error
+
+    async def _give_back(self, fetched: Fetched, left: Sequence[Arrival]) -> None:
+        """Put back what was not lent, with the lendings it had; all of it is here again when that fails."""
+        try:
+            await self._setting.relay.put([self._back(arrival) for arrival in left])
+        except BaseException:
+            if not fetched.over:
+                fetched.put_first(left)
+            raise
+        fetched.ack([arrival.tag for arrival in left])
+
+    def _back(self, arrival: Arrival) -> Hop:
+        queues = self._setting.queues
+        return arrival.hop(queues.suspects if arrival.suspect else queues.again, 0.0, arrival.spent)
+
+    # Resting
+
+    def _tick(self) -> None:
+        fetched = self._fetched
+        idle = not self._asked and self._waiter is None and self._step is None
+        if idle and fetched is not None and fetched.unlent and not self._setting.relay.blocked:
+            self._step = self._loop.create_task(self._rest(fetched))
+            self._step.add_done_callback(self._did)
+        self._asked = False
+        self._clock = self._loop.call_later(PATIENCE_SECONDS, self._tick)
+
+    async def _rest(self, fetched: Fetched) -> None:
+        """Let others have what this member was pushed and is not asked for; alone it keeps that, and so its order."""
+        try:
+            if self._tags and await self._setting.consumers(self._setting.queues.main) < 2:
+                return
+            if self._asked:
+                return
+            await self._stop(fetched)
+            if not self._asked:
+                await self._give_back(fetched, fetched.take_unlent())
+        except Exception as error:
+            # It stays here until the next look, or until the channel ends.
+            _log.info("%s: could not give back what it was not asked for: %s", self._setting.what, error)
+
+    async def _stop(self, fetched: Fetched) -> None:
+        tags, self._tags = self._tags, []
+        for tag in tags:
+            await fetched.channel.cancel(tag)
 
     # Settling
 
     def settle(self, batch: Sequence[Settlement]) -> MaybeAwaitable[list[SettleOutcome]]:
         """See `ConsumerDriver.settle`."""
         outcomes: list[SettleOutcome] = [None] * len(batch)
-        held = self._held
+        fetched = self._fetched
+        held: dict[Token, Arrival] = {} if fetched is None else fetched.held
         acks: list[int] = []
         rest: list[tuple[int, Settlement]] = []
         for index, settlement in enumerate(batch):
@@ -283,98 +271,98 @@ class SharedConsumer(ConsumerDriver):
                 del held[token]
                 acks.append(token[1])
                 self._settled_before.add(token)
-            elif settlement.verb is Verb.EXPIRE:
-                del held[token]
-                self._requeue(token)
-                self._settled_before.add(token)
             else:
                 rest.append((index, settlement))
-        if acks:
-            self._ack(acks)
-        if rest:
-            return self._put_back(outcomes, rest)
+        if fetched is not None:
+            if acks:
+                fetched.ack(acks)
+            if rest:
+                return self._put_back(fetched, outcomes, rest)
         self._settled_before.clear()
         return outcomes
 
-    async def _put_back(self, outcomes: list[SettleOutcome], rest: list[tuple[int, Settlement]]) -> list[SettleOutcome]:
-        setting = self._setting
-        moving: list[tuple[int, Settlement, _Arrival]] = []
+    async def _put_back(
+        self, fetched: Fetched, outcomes: list[SettleOutcome], rest: list[tuple[int, Settlement]]
+    ) -> list[SettleOutcome]:
+        setting, relay, held = self._setting, self._setting.relay, fetched.held
+        moving: list[tuple[int, Settlement, Hop]] = []
         for index, settlement in rest:
-            arrival = self._held.get(settlement.token)
+            arrival = held.get(settlement.token)
             if arrival is None:
                 outcomes[index] = setting.gone(self._reason)
+            elif relay.blocked or (settlement.verb is Verb.EXPIRE and setting.group.ephemeral):
+                self._hold(fetched, settlement)
+            elif not relay.ready(settlement.delay):
+                self._keep(fetched, settlement, arrival)
             else:
-                moving.append((index, settlement, arrival))
-        if setting.relay.blocked:
+                moving.append((index, settlement, self._hop(settlement, arrival)))
+        try:
+            await relay.put([hop for _, _, hop in moving])
+        except Exception as error:
+            # What was published may come twice; what is still held is repeated by the caller.
+            if any(settlement.verb is Verb.NACK for _, settlement, _ in moving):
+                raise translated(error, setting.what, setting.topic.name) from error
             for _, settlement, _ in moving:
-                self._hold(settlement)
+                self._hold(fetched, settlement)
         else:
-            try:
-                await setting.relay.put([self._hop(settlement, arrival) for _, settlement, arrival in moving])
-            except Exception as error:
-                # What was published may come twice; what is still held is repeated by the caller.
-                if not all(settlement.verb is Verb.RELEASE for _, settlement, _ in moving):
-                    raise translated(error, setting.what, setting.topic.name) from error
-                for _, settlement, _ in moving:
-                    self._hold(settlement)
-            else:
-                tags = []
-                for index, settlement, _ in moving:
-                    if self._held.pop(settlement.token, None) is None:
-                        outcomes[index] = setting.gone(self._reason)
-                    else:
-                        tags.append(settlement.token[1])
-                        self._settled_before.add(settlement.token)
-                self._ack(tags)
+            tags = []
+            for index, settlement, _ in moving:
+                if self._let_go(fetched, settlement.token):
+                    tags.append(settlement.token[1])
+                else:
+                    outcomes[index] = setting.gone(self._reason)
+            fetched.ack(tags)
         self._settled_before.clear()
         return outcomes
 
-    def _hop(self, settlement: Settlement, arrival: _Arrival) -> Hop:
+    def _hop(self, settlement: Settlement, arrival: Arrival) -> Hop:
         queues = self._setting.queues
         if settlement.verb is Verb.NACK:
             return arrival.hop(queues.again, settlement.delay, arrival.spent + 1)
-        return arrival.hop(queues.suspects if arrival.suspect else queues.again, 0.0, arrival.spent)
+        if settlement.verb is Verb.EXPIRE:
+            return arrival.hop(queues.suspects, 0.0, arrival.spent + 1)
+        return self._back(arrival)
 
-    def _hold(self, settlement: Settlement) -> None:
+    def _let_go(self, fetched: Fetched, token: Token) -> bool:
+        """The loan ends; False if it had ended before."""
+        if fetched.held.pop(token, None) is None:
+            return False
+        self._settled_before.add(token)
+        return True
+
+    def _hold(self, fetched: Fetched, settlement: Settlement) -> None:
         """While the broker takes no messages: keep it until its time, then requeue it, which costs an attempt."""
-        if self._held.pop(settlement.token, None) is None:
-            return
-        self._settled_before.add(settlement.token)
-        if settlement.delay > 0:
-            self._loop.call_later(settlement.delay, self._requeue, settlement.token)
+        if self._let_go(fetched, settlement.token):
+            self._requeue(fetched, settlement.token[1], settlement.delay)
+
+    def _requeue(self, fetched: Fetched, tag: int, delay: float) -> None:
+        if delay > 0:
+            self._loop.call_later(delay, fetched.requeue, tag)
         else:
-            self._requeue(settlement.token)
+            fetched.requeue(tag)
 
-    def _requeue(self, token: Token) -> None:
-        epoch, tag = token
-        if epoch == self._epoch and self._channel is not None and tag in self._open:
-            del self._open[tag]
-            self._channel.raw.basic_nack(tag, requeue=True)
+    def _keep(self, fetched: Fetched, settlement: Settlement, arrival: Arrival) -> None:
+        """There is no queue for this delay yet: keep the message while one is made, so that nothing waits for that."""
+        self._let_go(fetched, settlement.token)
+        keeping = self._loop.create_task(self._put_aside(fetched, settlement.delay, arrival))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
 
-    def _ack(self, tags: Iterable[int]) -> None:
-        """Ack: everything up to the first unsettled tag in one frame, the rest one by one."""
-        if self._channel is None:
-            return
-        acked = set(tags)
-        open_ = self._open
-        raw = self._channel.raw
-        highest = 0
-        while open_:
-            first = next(iter(open_))
-            if first not in acked:
-                break
-            acked.discard(first)
-            del open_[first]
-            highest = first
-        if highest:
-            raw.basic_ack(highest, multiple=True)
-        for tag in sorted(acked):
-            del open_[tag]
-            raw.basic_ack(tag)
+    async def _put_aside(self, fetched: Fetched, delay: float, arrival: Arrival) -> None:
+        relay = self._setting.relay
+        due = self._loop.time() + delay
+        try:
+            rest = await relay.remainder(delay)
+            if not fetched.over:
+                await relay.put([arrival.hop(self._setting.queues.again, rest, arrival.spent + 1)])
+                fetched.ack([arrival.tag])
+        except Exception as error:
+            _log.info("%s: keeps a nacked message itself: %s", self._setting.what, error)
+            self._requeue(fetched, arrival.tag, due - self._loop.time())
 
     def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
         """See `ConsumerDriver.extend`; a loan stands as long as its channel."""
-        held = self._held
+        held: dict[Token, Arrival] = {} if self._fetched is None else self._fetched.held
         return [None if token in held else self._setting.gone(self._reason) for token in tokens]
 
     # Leaving
@@ -385,39 +373,30 @@ class SharedConsumer(ConsumerDriver):
             return
         self._closed = True
         self._wake()
-        channel = self._channel
+        if self._clock is not None:
+            self._clock.cancel()
         try:
-            if self._moving is not None:
-                await asyncio.wait([self._moving], timeout=_RELEASE_SECONDS)
-            if channel is not None and not self._setting.group.ephemeral:
-                async with asyncio.timeout(_RELEASE_SECONDS):
-                    await self._give_back(channel)
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                if self._step is not None:
+                    await asyncio.wait([self._step])
+                if self._fetched is not None and not self._setting.group.ephemeral:
+                    await self._stop(self._fetched)
+                    if not self._setting.relay.blocked:
+                        await self._give_back(self._fetched, self._fetched.take_unlent())
+                        if self._keeping:
+                            await asyncio.wait(self._keeping)
         except Exception as error:
             # Closing the channel gives everything back all the same, at the cost of an attempt.
             _log.info("%s: leaves without giving back one by one: %s", self._setting.what, error or "no answer in time")
         finally:
-            self._channel = None
-            self._held.clear()
-            if channel is not None:
-                await asyncio.shield(self._leave(channel))
+            for task in (*self._keeping, *([self._step] if self._step is not None else [])):
+                task.cancel()
+            fetched, self._fetched = self._fetched, None
+            if fetched is not None:
+                fetched.end()
+                await asyncio.shield(self._leave(fetched.channel))
             await self._setting.relay.close()
             self._setting.closed(self)
-
-    async def _give_back(self, channel: Channel) -> None:
-        """Stop taking, and put what was never lent back as if it had never left."""
-        for tag in self._tags:
-            await channel.cancel(tag)
-        setting = self._setting
-        left: Collection[_Arrival] = [*self._buffer, *self._suspects, *self._strays]
-        if left and not setting.relay.blocked and channel is self._channel:
-            queues = setting.queues
-            await setting.relay.put(
-                [
-                    arrival.hop(queues.suspects if arrival.suspect else queues.again, 0.0, arrival.spent)
-                    for arrival in left
-                ]
-            )
-            self._ack([arrival.tag for arrival in left])
 
     async def _leave(self, channel: Channel) -> None:
         if self._setting.group.ephemeral and channel.error is None:
@@ -426,3 +405,7 @@ class SharedConsumer(ConsumerDriver):
             except Exception as error:
                 _log.info("%s: its queue goes with the connection: %s", self._setting.what, error)
         await channel.close()
+
+
+def _nothing(*_: Any) -> None:
+    """Nobody publishes to the roll."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from pika.exceptions import ChannelClosed
@@ -16,6 +17,9 @@ from unistream_rabbitmq.names import RETURN, GroupQueues, exchange_of
 from unistream_rabbitmq.registry import Registry, State
 
 __all__ = ["Topology"]
+
+_ONE_MESSAGE = {"x-max-length": 1, "x-overflow": "drop-head"}
+"""For the queue that holds the last owner's notes on a partition."""
 
 
 class Topology:
@@ -132,7 +136,7 @@ class Topology:
 
     async def _stands(self, queues: GroupQueues) -> bool:
         try:
-            await self.count(queues)
+            await self._look_at(queues.all)
         except GroupMissingError:
             return False
         return True
@@ -143,7 +147,11 @@ class Topology:
         exchange = exchange_of(topic.name)
         try:
             await declare_return(channel)
-            for name in queues.all:
+            await channel.call(raw.queue_declare, queues.roll, durable=True)
+            notes = {**self._quorum, **_ONE_MESSAGE}
+            for partition in range(len(queues.partitions)):
+                await channel.call(raw.queue_declare, queues.ledger(partition), durable=True, arguments=notes)
+            for name in queues.holding:
                 arguments = dict(self._quorum)
                 if queues.partitions:
                     arguments["x-single-active-consumer"] = True
@@ -181,32 +189,34 @@ class Topology:
         queues = GroupQueues(spec, group, ordered=ordered)
         for name in queues.all:
             await channel.call(channel.raw.queue_delete, name)
-        for partition in range(len(queues.partitions)):
-            await channel.call(channel.raw.queue_delete, queues.ledger(partition))
         if ordered:
             await channel.call(channel.raw.exchange_delete, queues.gossip)
 
     async def count(self, queues: GroupQueues) -> tuple[int, int]:
         """
-        The messages that wait in a group's queues, and its members (of an ordered group: the active ones' consumers).
+        The messages that wait in a group's queues, and its members.
 
         Raises:
             GroupMissingError: A queue of it is missing.
         """
+        *waiting, members = await self._look_at((*queues.holding, queues.roll))
+        return sum(count for count, _ in waiting), members[1]
+
+    async def _look_at(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """The messages that wait in each queue, and its consumers."""
         channel = await self._channel()
-        waiting = members = 0
+        found = []
         try:
-            for name in queues.all:
+            for name in names:
                 frame = await channel.call(channel.raw.queue_declare, name, passive=True)
-                waiting += frame.method.message_count
-                members = max(members, frame.method.consumer_count)
+                found.append((frame.method.message_count, frame.method.consumer_count))
         except ChannelClosed as error:
             if code_of(error) != NOT_FOUND:
                 raise
             raise GroupMissingError(f"the queue {name!r} is missing", driver="amqp") from error
         finally:
             await channel.close()
-        return waiting, members
+        return found
 
     async def _channel(self) -> Channel:
         wire = await self._control.wire()

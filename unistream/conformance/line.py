@@ -42,7 +42,7 @@ class Line:
         self.proxy = proxy
         """The wire below, where there is one: what a driver does on its own goes round its door."""
         self.refuse = 0
-        """So many publish calls are refused before anything of them is sent."""
+        """So many publish calls are refused before anything of them is sent, and those that were made meanwhile."""
         self.lose_reply = 0
         """So many publish calls are carried out, and their answer is lost."""
         self.latency = 0.0
@@ -115,11 +115,21 @@ class Line:
 
 
 class _LineProducer(ProducerLayer):
-    async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
+    # How many calls were made, and the last one that must be refused with the ones before it: those made before their
+    # caller could know of a refusal.
+    _made = 0
+    _refused = 0
+
+    def publish(self, batch: Sequence[RawMessage], timeout: float) -> MaybeAwaitable[list[PublishOutcome]]:
+        self._made += 1
+        return self._publish(self._made, batch, timeout)
+
+    async def _publish(self, call: int, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         line = _line(self.driver)
-        if line.refuse:
-            line.refuse -= 1
+        if line.refuse or call <= self._refused:
+            line.refuse = max(0, line.refuse - 1)
             line.hits += 1
+            self._refused = self._made
             raise BrokerUnavailableError("refused by the line before anything was sent", topic=self.topic.name)
         outcomes = await line.carry(lambda: self.inner.publish(batch, timeout))
         if line.lose_reply:

@@ -8,7 +8,7 @@ import time
 import pytest
 from pika import BasicProperties
 
-from tests.adapters.rabbitmq.support import LIMIT, end, message, opened, proxied, run, take
+from tests.adapters.rabbitmq.support import LATE, LIMIT, end, message, opened, proxied, run, take
 from unistream.driver.types import RawMessage, Receipt
 from unistream.errors import (
     BrokerUnavailableError,
@@ -255,7 +255,7 @@ def test_a_frozen_connection_is_noticed() -> None:
             (unknown,) = await producer.publish([message(0)], LIMIT)
 
             assert type(unknown) is PublishUnknownError
-            assert time.monotonic() - started < here.driver.capabilities.lease.dead_peer_after + 0.5
+            assert time.monotonic() - started < here.driver.capabilities.lease.dead_peer_after + LATE
             proxy.thaw()
             async with asyncio.timeout(LIMIT):
                 while True:
