@@ -6,12 +6,12 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from unistream.errors import ClosedError
 
-__all__ = ["Portal"]
+__all__ = ["Portal", "soon"]
 
 T = TypeVar("T")
 
@@ -124,3 +124,8 @@ async def _cancel_the_rest() -> None:
         task.cancel()
     if rest:
         await asyncio.wait(rest)
+
+
+async def soon(call: Callable[[], T]) -> T:
+    """A plain call as a coroutine, to be made on the loop."""
+    return call()
