@@ -167,6 +167,31 @@ def test_a_failure_in_any_round_is_never_erased() -> None:
     assert [steady.verdict, broken.verdict] == [Verdict.CONFORMS, Verdict.VIOLATION]
 
 
+def test_nothing_runs_beside_a_case_that_strikes_the_broker() -> None:
+    """With many cases at once, one that has a hook of the broker runs when all others have ended, and by itself."""
+    running: set[str] = set()
+    beside: dict[str, set[str]] = {}
+
+    def made(name: str, *facilities: str) -> Case:
+        async def body(trial: Trial) -> None:
+            """Note who else is running."""
+            running.add(name)
+            beside[name] = set(running)
+            await asyncio.sleep(0.01)
+            beside[name] |= running
+            running.remove(name)
+
+        return Case(name, ("PUB-1",), MUST, Tier.CORE, "A promise.", body, frozenset(facilities))
+
+    striking = [made("dur.one", "hook:restart"), made("dur.two", "hook:kill9")]
+    target = replace(TARGET, virtual=False, hooks={"restart": "true", "kill9": "true"})
+    list(run_cases([*striking, *(made(f"pub.{number}") for number in range(8))], target, jobs=4))
+
+    assert len(beside) == 10
+    assert {name: beside[name] for name in ("dur.one", "dur.two")} == {"dur.one": {"dur.one"}, "dur.two": {"dur.two"}}
+    assert any(len(names) > 1 for names in beside.values())
+
+
 def test_what_builds_on_a_failed_foundation_is_blocked() -> None:
     """With a backend that stores nothing, one failure is reported and the rest is BLOCKED, not failed."""
     cases = load_cases().select(only=["ack", FOUNDATIONS[0], "cfg"])

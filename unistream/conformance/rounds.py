@@ -89,7 +89,12 @@ def _ordered(cases: Iterable[Case]) -> tuple[list[Case], list[Case], list[Case]]
     chosen = list(cases)
     first = [case for case in chosen if case.id in FOUNDATIONS]
     rest = [case for case in chosen if case.id not in FOUNDATIONS]
-    return first, [case for case in rest if not case.alone], [case for case in rest if case.alone]
+    return first, [case for case in rest if not _solitary(case)], [case for case in rest if _solitary(case)]
+
+
+def _solitary(case: Case) -> bool:
+    """Tell whether nothing may run beside a case: it measures the process, or strikes the broker of all others."""
+    return case.alone or any(need.startswith("hook:") for need in case.facilities)
 
 
 def _blocked(case: Case, by: str, seed: int) -> Result:

@@ -547,6 +547,41 @@ def test_settles_wait_for_a_broker_that_is_away_while_the_lease_lasts() -> None:
     run(main())
 
 
+def test_settles_go_out_as_soon_as_the_broker_is_seen_again() -> None:
+    """A settle does not sleep through its lease in a backoff once a fetch of the same consumer has succeeded."""
+
+    async def main() -> None:
+        script = Script()
+        async with joined(script, max_lease=60.0) as consumer:
+            script.lend(b"1")
+            delivery = await consumer.receive()
+            assert delivery is not None
+            tries = 0
+            enough = asyncio.Event()
+
+            def away(batch: Any) -> Any:
+                nonlocal tries
+                tries += 1
+                if tries == 6:
+                    enough.set()
+                return raising(BrokerUnavailableError("away"))
+
+            script.settle = away
+            acked = asyncio.create_task(delivery.ack(confirm=True))
+            await enough.wait()
+            # The next try is more than a second away.
+            script.settle = None
+            now = asyncio.get_running_loop().time()
+            script.lend(b"2")
+            other = await consumer.receive()
+            await acked
+            assert asyncio.get_running_loop().time() - now < 0.1
+            assert other is not None
+            await other.ack(confirm=True)
+
+    run(main())
+
+
 def test_what_a_block_ends_with_settles_its_delivery() -> None:
     """DEL-10: success acks; an exception nacks and goes on; cancellation gives back; Reject dead-letters or drops."""
 
