@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
@@ -31,24 +32,32 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.types import GroupSpec, Lag, Member, Ordering, Retention, StartAt, TopicSpec
-from unistream.errors import ConfigError, GroupMissingError, TopicConflictError, TopicMissingError, UnsupportedError
+from unistream.errors import ConfigError, GroupMissingError, TopicMissingError, UnsupportedError
 from unistream_kafka.client import Place, connect
 from unistream_kafka.progress import settled_beyond
 from unistream_kafka.registry import Claim, Registry, group_id
 
-__all__ = ["Control", "Standing", "position_of"]
+__all__ = ["Control", "Standing", "position_of", "substitute"]
 
 T = TypeVar("T")
 
 _DAY_MS = 86_400_000
 _SEGMENT_MS = 7 * _DAY_MS  # Kafka's default
+_SUBSTITUTE = "__unistream_topic_"
+_READABLE = 190  # of the 249 characters that a name of Kafka's may have
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A topic as it stands: its declaration, Kafka's id of it, the largest batch that it takes, its fewest copies."""
+    """
+    A topic as it stands: its declaration, Kafka's id of it, the largest batch that it takes, its fewest copies.
+
+    Attributes:
+        stored: Its name in Kafka: its own, or its `substitute`.
+    """
 
     spec: TopicSpec
+    stored: str
     topic_id: str
     most_bytes: int
     copies: int
@@ -57,6 +66,15 @@ class Standing:
 def position_of(partition: int, offset: int) -> str:
     """The text of a message's place."""
     return f"{partition}/{offset}"
+
+
+def substitute(name: str) -> str:
+    """
+    Kafka's name of a topic whose own name Kafka does not take, as it has one that differs only in dots and underscores.
+
+    (Names of metrics would collide, and Kafka 4.4 answers INVALID_TOPIC_EXCEPTION.)
+    """
+    return f"{_SUBSTITUTE}{blake2b(name.encode(), digest_size=16).hexdigest()}_{name.replace('.', '_')[:_READABLE]}"
 
 
 def _place_in(position: str) -> tuple[int, int]:
@@ -106,33 +124,39 @@ class Control:
 
     def create_topic(self, spec: TopicSpec) -> TopicSpec:
         """Create a topic unless it exists; as it now stands."""
+        if self._find(spec.name) is None:
+            self._make(spec)
+        return self.topic(spec.name, spec).spec
+
+    def _make(self, spec: TopicSpec) -> None:
         wanted = {
             "num_partitions": spec.partitions,
             "replication_factor": self._replication,
             "configs": _configs(spec),
         }
-        try:
-            made = self.admin().create_topics({spec.name: wanted}, wait_for_metadata=True)
-        except TopicAlreadyExistsError:
-            self.admin().wait_for_topics([spec.name])
-        except InvalidTopicError as error:
-            raise TopicConflictError(
-                f"topic {spec.name!r}: Kafka takes names that differ only in dots and underscores for the same, and "
-                f"has one of them ({error.args[-1] if error.args else error})",
-                driver="kafka",
-                topic=spec.name,
-            ) from error
-        else:
+        for stored in (spec.name, substitute(spec.name)):
+            try:
+                made = self.admin().create_topics({stored: wanted}, wait_for_metadata=True)
+            except TopicAlreadyExistsError:
+                self.admin().wait_for_topics([stored])
+                return
+            except InvalidTopicError:
+                if stored != spec.name:
+                    raise
+                continue
             self._registry.declare(spec.name, str(made["topics"][0]["topic_id"]), spec.ordering)
-        return self.topic(spec.name, spec).spec
+            return
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic, the claims of its groups, and the groups without members."""
         admin = self.admin()
         ids = [group_id(name, claim.spec.name) for claim in self._claims_of(name)]
+        told = self._find(name)
         self._registry.remove(name)
+        if told is None:
+            return
         try:
-            admin.delete_topics([name])
+            admin.delete_topics([told["name"]])
         except UnknownTopicOrPartitionError:
             return
         if ids:
@@ -147,29 +171,44 @@ class Control:
 
     def topic(self, name: str, like: TopicSpec | None = None) -> Standing:
         """A topic as it stands; of what Kafka can't tell as in `like`."""
-        [found] = self._topics([name], like)
-        return found
+        told = self._find(name)
+        if told is None:
+            raise TopicMissingError(f"there is no topic {name!r}", driver="kafka", topic=name)
+        [found] = self._standing([told], like)
+        return found if found.spec.name == name else replace(found, spec=replace(found.spec, name=name))
 
     def topics(self) -> list[TopicSpec]:
         """All topics but Kafka's and our own internal ones, by name."""
-        names = sorted(name for name in self.admin().list_topics() if not name.startswith("__"))
-        return [standing.spec for standing in self._topics(names)] if names else []
+        names = [
+            name for name in self.admin().list_topics() if not name.startswith("__") or name.startswith(_SUBSTITUTE)
+        ]
+        specs = [standing.spec for standing in self._standing(self._describe(names))] if names else []
+        return sorted(specs, key=lambda spec: spec.name)
 
-    def _topics(self, names: Sequence[str], like: TopicSpec | None = None) -> list[Standing]:
-        admin = self.admin()
-        told = {each["name"]: each for each in admin.describe_topics(list(names))}
-        for name in names:
-            code = told[name]["error_code"] if name in told else UnknownTopicOrPartitionError.errno
-            if code:
-                error = for_code(code)()
-                if isinstance(error, UnknownTopicOrPartitionError):
-                    raise TopicMissingError(f"there is no topic {name!r}", driver="kafka", topic=name) from error
-                raise error
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        configs = admin.describe_configs(resources, config_filter="all").get("topic", {})
+    def _find(self, name: str) -> Mapping[str, Any] | None:
+        """What Kafka says of a topic, under its own name or its substitute; `None`: there is none."""
+        plain = "." not in name and "_" not in name
+        told = {each["name"]: each for each in self._describe([name] if plain else [name, substitute(name)])}
+        return told.get(name) or told.get(substitute(name))
+
+    def _describe(self, names: Sequence[str]) -> list[Mapping[str, Any]]:
+        """What Kafka says of those topics that are there."""
+        found = []
+        for each in self.admin().describe_topics(list(names)):
+            kind = for_code(each["error_code"])
+            if kind is NoError:
+                found.append(each)
+            elif not issubclass(kind, UnknownTopicOrPartitionError | InvalidTopicError):
+                raise kind()
+        return found
+
+    def _standing(self, told: Sequence[Mapping[str, Any]], like: TopicSpec | None = None) -> list[Standing]:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, each["name"]) for each in told]
+        configs = self.admin().describe_configs(resources, config_filter="all").get("topic", {})
         return [
-            _standing(told[name], configs[name], like, self._registry.ordering(str(told[name]["topic_id"])))
-            for name in names
+            _standing(each, configs[each["name"]], like, *self._registry.declared(str(each["topic_id"])))
+            for each in told
+            if each["name"] in configs
         ]
 
     # Groups
@@ -179,55 +218,58 @@ class Control:
         topic = self.topic(spec.topic)
         claim = self._registry.find(spec.topic, spec.name, topic.topic_id)
         if claim is None:
-            there = self._committed(spec.topic, spec.name)
-            offsets = self._starts(spec.topic, topic.spec.partitions, spec.start)
+            there = self._committed(topic.stored, spec)
+            offsets = self._starts(topic.stored, topic.spec.partitions, spec.start)
             # Offsets without a claim are those of a group that foreign tools made: it is adopted where it stands.
             offsets = [there.get(partition, (offset, ""))[0] for partition, offset in enumerate(offsets)]
             claim = self._registry.claim(Claim.new(spec, topic.topic_id, offsets))
         if not claim.pinned:
-            self._pin(claim)
+            self._pin(topic.stored, claim)
         return claim
 
-    def _pin(self, claim: Claim) -> None:
-        spec = claim.spec
-        there = self._committed(spec.topic, spec.name)
+    def _pin(self, stored: str, claim: Claim) -> None:
+        there = self._committed(stored, claim.spec)
         missing = {at: offset for at, offset in enumerate(claim.offsets) if at not in there}
         if missing:
-            self._commit(spec.topic, spec.name, missing)
+            self._commit(stored, claim.spec, missing)
         self._registry.pinned(claim)
 
-    def _commit(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
+    def _commit(self, stored: str, group: GroupSpec, offsets: Mapping[int, int]) -> None:
         """
         Store offsets for a group without members.
 
         Raises:
             UnknownMemberIdError: It has members.
         """
-        wanted = {TopicPartition(topic, at): OffsetAndMetadata(offset, "", -1) for at, offset in offsets.items()}
-        for error in self.admin().alter_group_offsets(group_id(topic, group), wanted).values():
+        wanted = {TopicPartition(stored, at): OffsetAndMetadata(offset, "", -1) for at, offset in offsets.items()}
+        for error in self.admin().alter_group_offsets(group_id(group.topic, group.name), wanted).values():
             if error is not NoError:
                 raise error()
 
-    def _committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
-        name = group_id(topic, group)
+    def _committed(self, stored: str, group: GroupSpec) -> dict[int, tuple[int, str]]:
+        name = group_id(group.topic, group.name)
         told = self.admin().list_group_offsets({name: None})[name]
         return {
             at.partition: (found.offset, found.metadata or "")
             for at, found in told.items()
-            if at.topic == topic and found.offset >= 0
+            if at.topic == stored and found.offset >= 0
         }
 
     def group(self, topic: str, name: str) -> Claim:
         """The claim of a group that must exist."""
-        claim = self._registry.find(topic, name, self.topic(topic).topic_id)
+        return self._claim(self.topic(topic), name)
+
+    def _claim(self, standing: Standing, name: str) -> Claim:
+        topic = standing.spec.name
+        claim = self._registry.find(topic, name, standing.topic_id)
         if claim is None:
             raise GroupMissingError(f"topic {topic!r} has no group {name!r}", driver="kafka", topic=topic)
         return claim
 
     def check(self, topic: str, topic_id: str, group: str | None) -> None:
         """Look whether a topic, and a group of it, are still the same."""
-        [told] = self.admin().describe_topics([topic])
-        if told["error_code"] == UnknownTopicOrPartitionError.errno or str(told["topic_id"]) != topic_id:
+        told = self._find(topic)
+        if told is None or str(told["topic_id"]) != topic_id:
             raise TopicMissingError(f"topic {topic!r} was deleted", driver="kafka", topic=topic)
         if group is not None and self._registry.find(topic, group, topic_id) is None:
             raise GroupMissingError(f"group {group!r} of topic {topic!r} was deleted", driver="kafka", topic=topic)
@@ -256,10 +298,11 @@ class Control:
 
     def lag(self, topic: str, name: str) -> Lag:
         """Messages after the stored cursor that are not settled."""
-        claim = self.group(topic, name)
-        there = self._committed(topic, name)
-        partitions = self.topic(topic).spec.partitions
-        first, end = (self._offsets(topic, partitions, at) for at in (OffsetSpec.EARLIEST, OffsetSpec.LATEST))
+        standing = self.topic(topic)
+        claim = self._claim(standing, name)
+        there = self._committed(standing.stored, claim.spec)
+        partitions = standing.spec.partitions
+        first, end = (self._offsets(standing.stored, partitions, at) for at in (OffsetSpec.EARLIEST, OffsetSpec.LATEST))
         total = 0
         for at in range(partitions):
             start = claim.offsets[at] if at < len(claim.offsets) else 0
@@ -277,10 +320,11 @@ class Control:
 
     def seek(self, topic: str, name: str, to: StartAt) -> None:
         """Move a group without members."""
-        self.group(topic, name)
-        starts = self._starts(topic, self.topic(topic).spec.partitions, to)
+        standing = self.topic(topic)
+        group = self._claim(standing, name).spec
+        starts = self._starts(standing.stored, standing.spec.partitions, to)
         try:
-            self._commit(topic, name, dict(enumerate(starts)))
+            self._commit(standing.stored, group, dict(enumerate(starts)))
         except UnknownMemberIdError as error:
             raise UnsupportedError(
                 f"seek group {name!r} of topic {topic!r}: members are joined; close them first",
@@ -365,7 +409,11 @@ def _bytes_per_partition(spec: TopicSpec) -> int:
 
 
 def _standing(
-    told: Mapping[str, Any], configs: Mapping[str, Any], like: TopicSpec | None, declared: Ordering | None
+    told: Mapping[str, Any],
+    configs: Mapping[str, Any],
+    like: TopicSpec | None,
+    name: str | None,
+    ordering: Ordering | None,
 ) -> Standing:
     partitions = len(told["partitions"])
     milliseconds = int(configs["retention.ms"]["value"])
@@ -380,16 +428,17 @@ def _standing(
         else size * partitions,
     )
     spec = TopicSpec(
-        told["name"],
+        (name if told["name"].startswith(_SUBSTITUTE) else None) or told["name"],
         partitions,
         # A Kafka topic orders its partitions whether asked to or not: a foreign one gives what is asked of it.
-        declared or ("key" if like is None else like.ordering),
+        ordering or ("key" if like is None else like.ordering),
         retention,
         overflow="reject" if like is None else like.overflow,
     )
     copies = min((len(partition["replica_nodes"]) for partition in told["partitions"]), default=0)
     return Standing(
         spec,
+        told["name"],
         str(told["topic_id"]),
         int(configs["max.message.bytes"]["value"]),
         min(copies, int(configs["min.insync.replicas"]["value"])),

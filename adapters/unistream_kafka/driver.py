@@ -195,7 +195,7 @@ class KafkaDriver(Driver):
                 standing.copies,
                 promised.copies,
             )
-        producer = KafkaProducerDriver(self._place, topic, standing.most_bytes, self.topic)
+        producer = KafkaProducerDriver(self._place, topic, standing.stored, standing.most_bytes, self.topic)
         await producer.open()
         return producer
 
@@ -213,7 +213,7 @@ class KafkaDriver(Driver):
         if name is None:
             count = standing.spec.partitions
             starts: Sequence[int] = await self._do(
-                f"ends of topic {topic.name!r}", lambda control: control.ends(topic.name, count), topic.name
+                f"ends of topic {topic.name!r}", lambda control: control.ends(standing.stored, count), topic.name
             )
         else:
             what = f"join group {group.name!r} of topic {topic.name!r}"
@@ -223,6 +223,7 @@ class KafkaDriver(Driver):
             Setting(
                 place=self._place,
                 group=group,
+                stored=standing.stored,
                 identity=None if name is None else group_id(topic.name, name),
                 starts=starts,
                 max_in_flight=max_in_flight,

@@ -54,6 +54,7 @@ class Setting:
     Where a member works, and for whom.
 
     Attributes:
+        stored: Kafka's name of the topic.
         identity: Kafka's name of the group; `None`: ephemeral.
         starts: Where partitions begin for which Kafka holds no cursor.
         session: Seconds without a heartbeat after which the broker puts a member out.
@@ -64,6 +65,7 @@ class Setting:
 
     place: Place
     group: GroupSpec
+    stored: str
     identity: str | None
     starts: Sequence[int]
     max_in_flight: int

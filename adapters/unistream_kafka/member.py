@@ -82,7 +82,7 @@ class Member:
         place: The cluster.
         half: The other half.
         crossing: The way to it.
-        topic: Name of the topic.
+        topic: Kafka's name of the topic.
         group: Kafka's name of the group; `None`: ephemeral, all partitions, nothing is stored.
         starts: Of an ephemeral member: where each partition begins.
         session: Seconds without a heartbeat after which the broker puts a member out.

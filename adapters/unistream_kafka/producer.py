@@ -85,6 +85,7 @@ class KafkaProducerDriver(ProducerDriver):
     Args:
         place: The cluster.
         topic: The topic as it stands.
+        stored: Kafka's name of it.
         most_bytes: The largest batch that the topic takes.
         look: Looks for the topic; raises `TopicMissingError` if it is gone.
     """
@@ -92,11 +93,12 @@ class KafkaProducerDriver(ProducerDriver):
     pipeline = 2
 
     def __init__(
-        self, place: Place, topic: TopicSpec, most_bytes: int, look: Callable[[str], Awaitable[object]]
+        self, place: Place, topic: TopicSpec, stored: str, most_bytes: int, look: Callable[[str], Awaitable[object]]
     ) -> None:
         self._place = place
         self._topic = topic
         self._name = topic.name
+        self._stored = stored
         self._most_bytes = most_bytes
         self._look = look
         self._owner = OwnerThread(f"unistream-kafka-producer-{topic.name}")
@@ -187,7 +189,7 @@ class KafkaProducerDriver(ProducerDriver):
 
     def _listed(self) -> bool:
         client = self._client
-        return client is None or client._metadata.partitions_for_topic(self._name) is not None
+        return client is None or client._metadata.partitions_for_topic(self._stored) is not None
 
     def _hand_over(self, batch: _Batch, failures: int) -> None:
         """
@@ -206,7 +208,7 @@ class KafkaProducerDriver(ProducerDriver):
                 raise BrokerUnavailableError(
                     f"{self._held} messages without an answer are on their way already", driver="kafka"
                 )
-            if client._metadata.partitions_for_topic(self._name) is None:
+            if client._metadata.partitions_for_topic(self._stored) is None:
                 self._drop()
                 raise LookupError(f"publish to {self._name!r}: Kafka does not list the topic just now")
         except LookupError:
@@ -222,7 +224,7 @@ class KafkaProducerDriver(ProducerDriver):
             self._send(client, batch)
 
     def _send(self, client: KafkaProducer, batch: _Batch) -> None:
-        name, send, wrap, answers, answered = self._name, client.send, ENVELOPE.wrap, batch.answers, batch.answered
+        name, send, wrap, answers, answered = self._stored, client.send, ENVELOPE.wrap, batch.answers, batch.answered
         batch.bytes = sum(len(message.value) for message in batch.messages)
         with self._held_lock:
             if not self._held:
@@ -244,9 +246,9 @@ class KafkaProducerDriver(ProducerDriver):
                 answer = send(name, message.value, message.key, headers, message.partition)
             except (KafkaError, ValueError, AssertionError) as error:
                 # Raised before the message is put into a batch of the client.
-                made = refusal(error, name)
+                made = refusal(error, self._name)
                 if made.stored != "no":
-                    made = NotPublishedError(str(made), driver="kafka", topic=name, retryable=True)
+                    made = NotPublishedError(str(made), driver="kafka", topic=self._name, retryable=True)
                     made.__cause__ = error
                 answers[at] = made
                 answered()
@@ -278,7 +280,7 @@ class KafkaProducerDriver(ProducerDriver):
                 metrics_enabled=False,
             )
             try:
-                client.partitions_for(self._name)
+                client.partitions_for(self._stored)
             except KafkaError:
                 discard(client)
                 raise

@@ -131,14 +131,17 @@ class Registry:
         if reader is not None:
             reader.close(autocommit=False, timeout_ms=0)
 
-    def ordering(self, topic_id: str) -> Ordering | None:
-        """The ordering that a topic was declared with here; `None`: foreign tools made it."""
+    def declared(self, topic_id: str) -> tuple[str | None, Ordering | None]:
+        """The name and the ordering that a topic was declared with here; `None`s: foreign tools made it."""
         self._catch_up(create=False)
         found = self._claims.get(f"{_TOPIC}{topic_id}")
-        return _ORDERINGS[json.loads(found[1])["ordering"]] if found is not None else None
+        if found is None:
+            return None, None
+        said = json.loads(found[1])
+        return said["topic"], _ORDERINGS[said["ordering"]]
 
     def declare(self, topic: str, topic_id: str, ordering: Ordering) -> None:
-        """Note the ordering of a topic that was made here."""
+        """Note the name and the ordering of a topic that was made here."""
         self._catch_up(create=True)
         record = {"format": FORMAT, "topic": topic, "ordering": ordering}
         self._write((f"{_TOPIC}{topic_id}", json.dumps(record).encode()))

@@ -38,7 +38,7 @@ class Told(Lending):
             setting.place,
             self,
             self._crossing,
-            topic=setting.group.topic,
+            topic=setting.stored,
             group=setting.identity,
             starts=self._starts,
             session=setting.session,

@@ -22,6 +22,7 @@ from unistream.errors import (
     UnsupportedError,
 )
 from unistream_kafka import KafkaDriver
+from unistream_kafka.control import substitute
 from unistream_kafka.registry import group_id
 
 pytestmark = pytest.mark.kafka
@@ -43,6 +44,38 @@ def test_a_topic_keeps_its_declaration() -> None:
                 here.name, 3, "key", Retention(max_age=3600.0, max_bytes=10_000_002)
             )
             assert here.name in [topic.name for topic in await here.driver.topics()]
+
+    run(test)
+
+
+def test_names_that_kafka_takes_for_the_same_are_two_topics() -> None:
+    """`a.b` and `a_b` stand beside each other; the one that came later has another name inside Kafka."""
+
+    async def test() -> None:
+        async with opened() as here:
+            names = [f"{here.name}.b", f"{here.name}_b"]
+            try:
+                for count, name in enumerate(names, 1):
+                    assert await here.driver.create_topic(TopicSpec(name, count)) == TopicSpec(name, count)
+                for count, name in enumerate(names, 1):
+                    assert await here.driver.create_topic(TopicSpec(name, count)) == TopicSpec(name, count)
+                    assert (await here.driver.topic(name)).partitions == count
+                listed = [topic.name for topic in await here.driver.topics() if topic.name.startswith(here.name)]
+                admin = KafkaAdminClient(bootstrap_servers=here.address)
+                stored = {name for name in admin.list_topics() if name in (*names, substitute(names[1]))}
+                admin.close()
+
+                assert listed == names
+                assert stored == {names[0], substitute(names[1])}
+
+                await here.driver.delete_topic(names[0])
+
+                assert (await here.driver.create_topic(TopicSpec(names[1], 2))).partitions == 2
+                with pytest.raises(TopicMissingError):
+                    await here.driver.topic(names[0])
+            finally:
+                for name in names:
+                    await here.driver.delete_topic(name)
 
     run(test)
 
