@@ -175,10 +175,10 @@ class Loans:
         held = self._held
         if held.get(token) is not lease or self._now() >= lease.deadline:
             return False
-        acks = self._settler.acks
-        if not acks:
-            self._settler.soon()
-        acks.append(delivery)
+        settler = self._settler
+        settler.acks.append(delivery)
+        if not settler.scheduled:
+            settler.soon()
         self.stats.acked += 1
         if self._waiting or self._all_back is not None or self._suspect is not None or lease.held == 1:
             self._let_go(token)

@@ -44,7 +44,8 @@ class Settler:
 
     Attributes:
         acks: Deliveries whose ack nobody waits for, which is nearly all of them; a refusal comes after it returned.
-            Who puts the first one in calls `soon`.
+            Who puts one in calls `soon`, unless it is `scheduled`.
+        scheduled: Whether `soon` was called and they are still to be sent.
     """
 
     def __init__(self, consumer: Consumer, driver: ConsumerDriver, leases: Leases, link: Link) -> None:
@@ -56,7 +57,7 @@ class Settler:
         self._loop = consumer._loop
         # Every settle but the acks that nobody waits for.
         self._entries: list[_Entry] = []
-        self._scheduled = False
+        self.scheduled = False
         self._sending: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -70,8 +71,8 @@ class Settler:
 
     def soon(self) -> None:
         """Send what is taken from now on, together, before the event loop turns."""
-        if not self._scheduled:
-            self._scheduled = True
+        if not self.scheduled:
+            self.scheduled = True
             self._loop.call_soon(self._tick)
 
     def put(
@@ -94,7 +95,7 @@ class Settler:
         return done
 
     def _tick(self) -> None:
-        self._scheduled = False
+        self.scheduled = False
         self.flush()
 
     def flush(self) -> None:
