@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -52,57 +52,69 @@ class RedisProducer(ProducerDriver):
         self._keys = TopicKeys.of(topic)
         self._ordered = self._keys.ordered
         self._streams = [keys.stream for keys in self._keys.streams]
+        self._loop = asyncio.get_running_loop()
+        self._retains = bool(topic.retention)
         self._turn = asyncio.Lock()
+        # Calls that wait for their turn, or for a connection: nothing may pass them.
+        self._queueing = 0
         self._failures = 0
         self._failure: BrokerUnavailableError | None = None
         self._retain_at = 0.0
 
-    async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
-        """See `ProducerDriver.publish`."""
+    def publish(self, batch: Sequence[RawMessage], timeout: float) -> Awaitable[list[PublishOutcome]]:
+        """See `ProducerDriver.publish`. Written at once where nothing stands in the way, which is nearly always."""
+        wire = self._link.current
+        if wire is None or self._queueing or any(size_of(message) > self._most_bytes for message in batch):
+            self._queueing += 1
+            return self._publish_in_turn(batch, timeout)
+        return self._answered(batch, wire.request(*self._packed(batch), until=self._loop.time() + timeout), timeout)
+
+    async def _publish_in_turn(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
+        until = self._loop.time() + timeout
         outcomes: list[PublishOutcome | None] = [self._too_large(message) for message in batch]
         sent = [message for message, outcome in zip(batch, outcomes, strict=True) if outcome is None]
-        if sent:
-            answers = iter(await self._send(sent, timeout))
-            outcomes = [outcome or next(answers) for outcome in outcomes]
-        return [outcome for outcome in outcomes if outcome is not None]
+        failures = self._failures
+        try:
+            # In turn, so that after a failed attempt to connect no later batch overtakes this one's repetition.
+            async with self._turn:
+                if self._failures != failures and self._failure is not None:
+                    raise BrokerUnavailableError(str(self._failure), driver="redis", topic=self._topic.name)
+                request = await self._written(sent, until) if sent else None
+        finally:
+            self._queueing -= 1
+        answers = iter([] if request is None else await self._answered(sent, request, timeout))
+        return [outcome or next(answers) for outcome in outcomes]
 
     async def close(self) -> None:
         """See `ProducerDriver.close`."""
         await self._link.close()
 
-    async def _send(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
-        payload, wanted = self._packed(batch)
-        failures = self._failures
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
-        # In turn, so that after a failed attempt to connect no later batch overtakes this one's repetition.
-        async with self._turn:
-            if self._failures != failures and self._failure is not None:
-                raise BrokerUnavailableError(str(self._failure), driver="redis", topic=self._topic.name)
-            request = await self._written(payload, wanted, until)
+    async def _answered(self, batch: Sequence[RawMessage], request: Request, timeout: float) -> list[PublishOutcome]:
         error: Exception
         try:
-            async with asyncio.timeout_at(until):
-                await request.future
+            replies = await request.future
         except TimeoutError as late:
             error = late
         except RedisError as lost:
             error = lost
         else:
-            if any(isinstance(reply, ResponseError) and code_of(reply) == "NOSCRIPT" for reply in request.replies):
+            if not self._ordered and len(replies) == len(batch) and set(map(type, replies)) == {bytes}:
+                # Every reply is an entry's id, which is nearly always so.
+                return [Receipt(message.id, reply.decode()) for message, reply in zip(batch, replies, strict=True)]
+            if any(isinstance(reply, ResponseError) and code_of(reply) == "NOSCRIPT" for reply in replies):
                 # Somebody flushed the scripts. A second try here would let later batches overtake; the next connection
                 # brings them along.
                 await self._link.close()
-            return self._answers(batch, request.replies)
+            return self._answers(batch, replies)
         known = self._answers(batch, request.replies[: len(batch)]) if request.replies else []
         unknown = [self._unknown(error, timeout) for _ in batch[len(known) :]]
         return [*known, *unknown]
 
-    async def _written(self, payload: list[bytes], wanted: int, until: float) -> Request:
+    async def _written(self, batch: Sequence[RawMessage], until: float) -> Request:
         try:
             async with asyncio.timeout_at(until):
                 wire = await self._link.wire()
-            return wire.request(payload, wanted)
+            return wire.request(*self._packed(batch), until=until)
         except (UnistreamError, TimeoutError, RedisError) as error:
             if isinstance(error, UnistreamError) and not isinstance(error, BrokerUnavailableError):
                 raise
@@ -121,7 +133,9 @@ class RedisProducer(ProducerDriver):
                 fields = fields_of(message)
                 arguments += (message.partition + 1 if self._ordered else 1, len(fields), *fields)
             keys = [*self._streams, *(keys.lost for keys in self._keys.streams)]
-            payload = [pack(("EVALSHA", PUBLISH.sha, len(keys), *keys, *arguments)), *self._retention()]
+            payload = [pack(("EVALSHA", PUBLISH.sha, len(keys), *keys, *arguments))]
+            if self._retains:
+                payload += self._retention()
             return payload, len(payload)
         streams = self._streams
         if self._ordered:
@@ -131,14 +145,15 @@ class RedisProducer(ProducerDriver):
         else:
             stream = streams[0]
             payload = [pack(("XADD", stream, "NOMKSTREAM", "*", *fields_of(message))) for message in batch]
-        payload += self._retention()
+        if self._retains:
+            payload += self._retention()
         return payload, len(payload)
 
     def _retention(self) -> list[bytes]:
         """The commands that remove what the declared retention lets go, now and then; they ride on a batch."""
         retention = self._topic.retention
-        now = asyncio.get_running_loop().time()
-        if not retention or now < self._retain_at:
+        now = self._loop.time()
+        if now < self._retain_at:
             return []
         self._retain_at = now + _RETAIN_EVERY
         limits = (

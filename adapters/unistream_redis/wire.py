@@ -8,6 +8,7 @@ The protocol is pinned to RESP2; hiredis packs and parses.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -34,15 +35,18 @@ class Request:
         wanted: How many replies it takes.
         replies: Those that came; error replies are `ResponseError` objects.
         future: Done with `replies` when all are there, or with `RedisConnectionError`: what has no reply then may have
-            happened.
+            happened. With `TimeoutError` when they are not there in time; they are read and dropped.
+        patience: Seconds without a byte that it allows.
+        until: When they have to be there, by the loop's clock.
     """
 
-    __slots__ = ("future", "patience", "replies", "wanted")
+    __slots__ = ("future", "patience", "replies", "until", "wanted")
 
-    def __init__(self, wanted: int, patience: float, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, wanted: int, patience: float, until: float, future: asyncio.Future[list[Any]]) -> None:
         self.wanted = wanted
         self.replies: list[Any] = []
         self.patience = patience
+        self.until = until
         self.future = future
 
 
@@ -83,7 +87,7 @@ class Wire(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def request(self, payload: Iterable[bytes], wanted: int, wait: float = 0.0) -> Request:
+    def request(self, payload: Iterable[bytes], wanted: int, wait: float = 0.0, until: float = math.inf) -> Request:
         """
         Write commands; their replies arrive in `Request.future`.
 
@@ -91,19 +95,23 @@ class Wire(asyncio.Protocol):
             payload: The packed commands.
             wanted: How many there are.
             wait: Seconds for which the server itself may hold the answer back.
+            until: When the answer has to be there, by the loop's clock.
 
         Raises:
             RedisConnectionError: The connection is gone; nothing was written.
         """
         if self._transport is None or self._closing:
             raise RedisConnectionError("the connection is closed")
-        request = Request(wanted, self._patience + wait, self._loop.create_future())
+        request = Request(wanted, self._patience + wait, until, self._loop.create_future())
         if not self._pending:
             self._heard = self._loop.time()
         self._pending.append(request)
         self._transport.writelines(payload)
         if self._watch is None:
-            self._watch = self._loop.call_later(request.patience, self._check)
+            self._watch = self._loop.call_at(min(self._heard + request.patience, until), self._check)
+        elif until < self._watch.when():
+            self._watch.cancel()
+            self._watch = self._loop.call_at(until, self._check)
         return request
 
     def data_received(self, data: bytes) -> None:
@@ -159,12 +167,21 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def _check(self) -> None:
+        """The timer of all requests: whether the connection is dead, and what is late."""
         self._watch = None
         if not self._pending:
             return
+        now = self._loop.time()
         patience = self._pending[0].patience
-        quiet = self._loop.time() - self._heard
+        quiet = now - self._heard
         if quiet >= patience:
             self._abort(f"no answer for {quiet:.1f} s")
-        else:
-            self._watch = self._loop.call_later(patience - quiet, self._check)
+            return
+        soonest = self._heard + patience
+        for request in self._pending:
+            if request.until > now:
+                soonest = min(soonest, request.until)
+            elif not request.future.done():
+                request.future.set_exception(TimeoutError())
+                request.future.exception()  # marked as seen: its caller may have left
+        self._watch = self._loop.call_at(soonest, self._check)
