@@ -285,8 +285,11 @@ class Lent:
 
         The wall clock is read after the delivery's answer, so a pause in between makes it earlier, never later.
         """
-        expires = self.delivery.lease_expires_at
-        return self._recorder.now() + round((expires - datetime.now(UTC)).total_seconds() * NANO)
+        return self._recorder.now() + round(self.remaining() * NANO)
+
+    def remaining(self) -> float:
+        """Return the seconds until the lease ends by the delivery's own word."""
+        return (self.delivery.lease_expires_at - datetime.now(UTC)).total_seconds()
 
     def renewed(self) -> None:
         """Record how long the lease lasts now."""

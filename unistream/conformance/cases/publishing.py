@@ -242,7 +242,7 @@ async def concurrent_no_mixup(trial: Trial) -> None:
 async def no_group(trial: Trial) -> None:
     """Publishing to a topic that has no group succeeds: no group was promised it."""
     topic = await trial.topic()
-    producer = await trial.producer(topic)
+    producer = await trial.works(trial.producer(topic), "PUB-8", "a producer where no group is")
     _, receipt = await trial.works(producer.publish(), "PUB-8", "a receipt where no group is")
     trial.that(bool(receipt.id), "PUB-8", "a receipt", receipt)
 

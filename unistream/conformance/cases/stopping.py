@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from itertools import pairwise
 
 import unistream
+from unistream.conformance.checkers.timing import LEAVE_SECONDS
+from unistream.conformance.history import NANO
 from unistream.conformance.recorded import RecordedMember
 from unistream.conformance.registry import case
 from unistream.conformance.trial import Trial
@@ -159,4 +162,9 @@ async def rolling_restart(trial: Trial) -> None:
         await publishing
         for member in members:
             await member.leave(drain=5.0)
+    left = trial.recorder.now()
     await trial.drain(group)
+    # What one of them had fetched ahead is in nobody's history; stranded, it would come when its lease ends.
+    times = [left, *(event.at for event in trial.recorder.events if event.op == "deliver" and event.at > left)]
+    pause = max((after - before for before, after in pairwise(times)), default=0) / NANO
+    trial.that(pause <= LEAVE_SECONDS + trial.pace.slack, "GRP-4", "all that was held, within 5 s", f"{pause:.1f} s")

@@ -89,6 +89,52 @@ def full_always_blocks() -> Iterator[None]:
         yield
 
 
+@mutation("stored-unsaid", "PUB-2")
+@contextmanager
+def stored_unsaid() -> Iterator[None]:
+    """Leaves it open whether a message that failed may be stored."""
+    publish = unistream.Producer.publish
+
+    async def vague(self: unistream.Producer, value: bytes, **options: Any) -> Receipt:
+        try:
+            return await publish(self, value, **options)
+        except errors.UnistreamError as error:
+            vars(error)["stored"] = None
+            raise
+
+    with patch.object(unistream.Producer, "publish", vague):
+        yield
+
+
+@mutation("failures-unsaid", "PUB-5")
+@contextmanager
+def failures_unsaid() -> Iterator[None]:
+    """Closes a producer without a word of the failures that nobody looked at."""
+    close = unistream.Producer.close
+
+    async def discreet(self: unistream.Producer, *args: Any, **options: Any) -> None:
+        try:
+            await close(self, *args, **options)
+        except ExceptionGroup:
+            return
+
+    with patch.object(unistream.Producer, "close", discreet):
+        yield
+
+
+@mutation("bytes-unbounded", "BPC-1")
+@contextmanager
+def bytes_unbounded() -> Iterator[None]:
+    """Counts messages, and never their bytes."""
+    consumer = unistream.Group.consumer
+
+    def careless(self: unistream.Group, **options: Any) -> unistream.Consumer:
+        return consumer(self, **{**options, "max_in_flight_bytes": 1 << 40})
+
+    with patch.object(unistream.Group, "consumer", careless):
+        yield
+
+
 @mutation("accepts-unordered", "ORD-2", "ORD-4")
 @contextmanager
 def accepts_unordered() -> Iterator[None]:

@@ -149,7 +149,7 @@ class DelayInMemory(ConsumerLayer):
         await self.inner.close()
 
 
-@saboteur("stale-ack", "DEL-7")
+@saboteur("stale-ack", "DEL-7", by=("ack.stale-fenced", "reb.zombie"))
 class StaleAck(ConsumerLayer):
     """Says yes to settles and extends that the broker refused."""
 
