@@ -65,6 +65,9 @@ def bounds(name: str, claim: str) -> str:
         "attempts": lambda: (
             values["count"].replace("_", " ") + ("" if values["off_by"] == "0" else f" ± {values['off_by']}")
         ),
+        "ack_confirm": lambda: {"crash": "outlives kill -9", "restart": "outlives a clean restart"}.get(
+            values.get("survives", ""), "yes"
+        ),
         "dedupe": lambda: f"for {values['window']} s",
         "retention": lambda: values["by"].replace("/", ", "),
         "max_backlog": lambda: values["overflow"].replace("/", ", "),

@@ -241,7 +241,21 @@ class Attempts(Capability):
 
 @dataclass(frozen=True, kw_only=True)
 class AckConfirm(Capability):
-    """`ack(confirm=True)` waits until the broker holds the ack."""
+    """
+    `ack(confirm=True)` waits until the broker holds the ack.
+
+    Attributes:
+        survives: What of the broker's an ack that it holds outlives, a nack and an attempt too: `"restart"`, in good
+            order, or `"crash"`. A broker that forgets one lends the message again, or lends it twice in a row.
+    """
+
+    survives: str = "crash"
+
+    def satisfies(self, need: object) -> bool:
+        """`"crash"` asks that a held ack outlives SIGKILL of the broker."""
+        if need == "crash":
+            return bool(self) and self.survives == "crash"
+        return super().satisfies(need)
 
 
 @dataclass(frozen=True, kw_only=True)

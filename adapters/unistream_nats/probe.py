@@ -83,7 +83,10 @@ async def probe(link: Link, replicas: int) -> Capabilities:
         attempts=Attempts(
             count="exact", note="counted by the server; what was given back unhandled is noted aside and not counted"
         ),
-        ack_confirm=AckConfirm(note="held in memory first: a killed server may forget the last acks"),
+        ack_confirm=AckConfirm(
+            survives="restart",
+            note="the server writes acks and counts down up to some 100 ms later, so a killed one may forget the last",
+        ),
         dedupe=Dedupe(window=DEDUPE_SECONDS, note="Nats-Msg-Id"),
         retention=RetentionLimits(note="without one, what every group has settled is removed within seconds"),
         max_backlog=MaxBacklog(

@@ -99,7 +99,7 @@ class Target:
             lease_scope=claims.lease.scope,
             blocks=claims.ordering.blocks,
             rebalances=claims.lease.scope == "member" and claims.parallelism.bound == "partitions",
-            durable=claims.durability.satisfies("process_crash"),
+            durable=claims.durability.satisfies("process_crash") and claims.ack_confirm.survives == "crash",
             recover_within=claims.lease.recover_within,
             resolution=0.001 if self.virtual else 0.02,
             settle_flush=0.1 if self.virtual else 0.1 + self.pace.slack,

@@ -89,7 +89,7 @@ async def kill9(trial: Trial) -> None:
 @case(
     "dur.acks-survive",
     rules=("DEL-1",),
-    level=GATED("ack_confirm", durability="process_crash"),
+    level=GATED(ack_confirm="crash", durability="process_crash"),
     tier=Tier.BROKER,
     facilities=_hooks(KILL9),
     sometimes=(*STRUCK, "acked", "redelivered", "drained"),

@@ -213,6 +213,10 @@ class Run:
         """Tell whether a fault reached `member` between the two times."""
         return any(f.touches(member) and f.began <= until and f.ended >= since for f in self.faults)
 
+    def broker_failed(self, since: int, until: int) -> bool:
+        """Tell whether the broker itself was restarted, killed or paused between the two times."""
+        return any(f.note.startswith("broker") and f.began <= until and f.ended >= since for f in self.faults)
+
     def sought(self, where: Where, since: int, until: int) -> bool:
         """Tell whether the group was moved by a seek between the two times."""
         return any(since <= at <= until for at in self.group(where).seeks)

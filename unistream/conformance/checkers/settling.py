@@ -23,7 +23,7 @@ def redelivered_after_settle(run: Run, terms: Terms) -> Iterator[Violation]:
                 held = _settled_from(run, terms, before)
                 if held is None or again.at <= held or run.sought(group.where, before.at, again.at):
                     continue
-                if not terms.durable and _broker_failed(run, held, again.at):
+                if not terms.durable and run.broker_failed(held, again.at):
                     continue
                 call = before.settles[0]
                 yield Violation(
@@ -43,10 +43,6 @@ def _settled_from(run: Run, terms: Terms, lending: Lending) -> int | None:
     late = lending.until is not None and lending.until <= call.began
     # Without fencing an ack after the lease may be taken for another member's loan.
     return None if late and not terms.fencing else run.held_from(lending, call, terms)
-
-
-def _broker_failed(run: Run, since: int, until: int) -> bool:
-    return any(f.note.startswith("broker") and f.began <= until and f.ended >= since for f in run.faults)
 
 
 @checker("stale-settle-accepted", "DEL-7")

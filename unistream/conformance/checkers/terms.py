@@ -28,7 +28,7 @@ class Terms:
     rebalances: bool = False
     """Joining and leaving may take unsettled messages away from members that stay (DEL-9)."""
     durable: bool = True
-    """Settles that the broker held survive its restart."""
+    """Settles that the broker held, and its counts of attempts, survive its crash."""
     retention: bool = False
     """The user declared a retention, so unsettled messages may be removed, if that is reported (END-4)."""
     fifo: bool = False
