@@ -465,7 +465,7 @@ async def test_what_the_capabilities_say_can_be_required() -> None:
 
 @virtual
 async def test_a_busy_publisher_and_a_busy_consumer_leave_others_their_turn() -> None:
-    """A broker that answers at once does not keep the event loop: whoever else is ready runs every thousand messages."""
+    """A broker that answers at once does not keep the event loop: others run every thousand messages."""
     turns = 0
 
     async def other() -> None:
