@@ -152,9 +152,9 @@ def test_a_cancelled_publish_shifts_no_other_receipt() -> None:
             receipts = await two
             bodies = await here.bodies()
 
-            assert [
-                bodies[int(outcome.position or 0) - 1] for outcome in receipts if isinstance(outcome, Receipt)
-            ] == [str(number).encode() for number in range(50, 100)]
+            assert [bodies[int(outcome.position or 0) - 1] for outcome in receipts if isinstance(outcome, Receipt)] == [
+                str(number).encode() for number in range(50, 100)
+            ]
             await producer.close()
 
     run(test)
