@@ -7,6 +7,8 @@ constructor fails, and spins while a node is connecting. All four are put right 
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,6 +30,9 @@ logging.getLogger("kafka").addHandler(logging.NullHandler())
 
 _SPIN_MS = 20.0
 _JOIN_SECONDS = 5.0
+_YOUNG_SECONDS = 1.0
+_LEAST_PAUSE_SECONDS = 0.05
+_MOST_PAUSE_SECONDS = 1.0
 
 
 class Secret(str):
@@ -77,19 +82,28 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         super().__init__(net, socket_connection_setup_timeout_ms=int(place.connect_timeout * 1000), **configs)
         self._place = place
         self.losses = 0
+        # Node -> connections to it in a row that ended young.
+        self._young: dict[Any, int] = {}
 
     def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
         """The connection to a node, its end counted."""
         known = node_id in self._conns
         connection = super().get_connection(node_id, *args, **kwargs)
         if not known:
-            connection.close_future.add_both(self._count)
+            begun = time.monotonic()
+            connection.close_future.add_both(lambda _: self._ended(node_id, begun))
         return connection
 
-    def _count(self, _: object) -> None:
+    def _ended(self, node_id: Any, begun: float) -> None:
         self.losses += 1
+        young = time.monotonic() - begun < _YOUNG_SECONDS
+        self._young[node_id] = self._young.get(node_id, 0) + 1 if young else 0
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        if young := self._young.get(node.node_id):
+            # The client's own backoff begins anew with every connection that is accepted, also by who then closes it.
+            pause = min(_LEAST_PAUSE_SECONDS * 2**young, _MOST_PAUSE_SECONDS)
+            await self._net.sleep(pause * random.uniform(0.8, 1.2))
         host, port = self._place.dial(node.host, node.port)
         sock = await self._connected(host, port, timeout_at)
         if self.ssl_enabled:

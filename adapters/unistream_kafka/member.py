@@ -21,7 +21,7 @@ from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
-from unistream_kafka.commit import store
+from unistream_kafka.generation import beat, store
 
 __all__ = ["Assigned", "Half", "Member"]
 
@@ -125,7 +125,8 @@ class Member:
         self._alone = time.monotonic()
         self._down = False
         self._contact = True
-        self._stored = 0.0
+        self._heard = 0.0
+        self._beat_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"unistream-kafka-member-{topic}", daemon=True)
 
     # For the event loop
@@ -173,8 +174,12 @@ class Member:
         answer.add_errback(lambda error: self._crossing.put(done, error))
 
     def _has_stored(self, done: Callable[[BaseException | None], None]) -> None:
-        self._stored = time.monotonic()
+        self._heard = time.monotonic()
         self._crossing.put(done, None)
+
+    def _has_beaten(self, known: bool) -> None:
+        if known:
+            self._heard = time.monotonic()
 
     # The owner thread
 
@@ -311,10 +316,12 @@ class Member:
             self._crossing.put(self._half.reachable, "no connection to any node")
         if self._group is None or not self._joined:
             return
-        # In a rebalance there are no heartbeats: the broker holds the request to join, and commits alone tell that it
-        # still does. Without a word of it this may be out of the group, and not know it.
+        if client._coordinator.state is MemberState.REBALANCING and now - self._beat_at >= _HEARTBEAT_MS / 1000:
+            self._beat_at = now
+            client._manager.call_soon(beat, client._coordinator).add_callback(self._has_beaten)
+        # Without a word of the broker this may be out of the group, and not know it.
         heartbeat = client._coordinator.heartbeat
-        silent = now - max(heartbeat.last_receive, heartbeat.last_reset, self._stored)
+        silent = now - max(heartbeat.last_receive, heartbeat.last_reset, self._heard)
         if silent <= _LOST_CONTACT * self._session:
             self._contact = True
         elif self._contact:

@@ -42,7 +42,9 @@ _MOST_HELD = 20_000
 _MOST_HELD_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 512 * 1024
 _LOOK_SECONDS = 0.5
+_ANSWER_SECONDS = 0.2
 _RETRY_SECONDS = 0.1
+_MOST_RETRY_SECONDS = 1.0
 OVERHEAD_BYTES = 8192
 """What a message takes beside its value, key and headers, at most: the batch around it, and our headers, also those of
 a dead letter."""
@@ -135,7 +137,8 @@ class KafkaProducerDriver(ProducerDriver):
         failures = self._failures
         handing = asyncio.ensure_future(self._owner.call(lambda: self._hand_over(under_way, failures)))
         try:
-            await asyncio.wait([handing], timeout=timeout)
+            # Answered before the caller stops waiting: after that the outcome would count as unknown.
+            await asyncio.wait([handing], timeout=timeout - min(_ANSWER_SECONDS, timeout / 4))
             if not handing.done() and under_way.begin():
                 late = f"publish to {self._name!r}: not handed over within {timeout:g} s"
                 return [NotPublishedError(late, driver="kafka", topic=self._name, retryable=True) for _ in batch]
@@ -295,6 +298,7 @@ class KafkaProducerDriver(ProducerDriver):
         until = time.monotonic() + self._place.connect_timeout
         nodes = [broker.node_id for broker in manager.cluster.brokers()]
         error: BaseException = KafkaConnectionError("no connection in time")
+        pause = _RETRY_SECONDS
         while time.monotonic() < until:
             for node in nodes:
                 ended = threading.Event()
@@ -305,7 +309,8 @@ class KafkaProducerDriver(ProducerDriver):
                 if future.succeeded():
                     return
                 error = future.exception or error
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _MOST_RETRY_SECONDS)
         raise error
 
     def _settled(self) -> bool:

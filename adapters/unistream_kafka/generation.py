@@ -1,10 +1,13 @@
-"""Stores cursors in the name of one generation of a group, also while the next one is being formed.
+"""What a member says in the name of a generation of its group where kafka-python would say nothing.
 
 kafka-python 3.0.12 refuses every commit from the moment at which it asks to join the next generation, and so does
 Kafka's own client. The broker does not: until all members have come it takes commits of the generation before, whose
 members still own what they owned (`ClassicGroup.validateOffsetCommit` refuses from `COMPLETING_REBALANCE` on). Since
 every lending waits for a commit, a group with a dead member would otherwise stand still for a whole session whenever
-somebody joins or leaves. Runs on the client's event loop.
+somebody joins or leaves.
+
+It also sends no heartbeats until it has its share. When the leader dies before it has shared out, everybody waits for
+the end of its session, and all sessions end with it: `beat` keeps them. Runs on the client's event loop.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from kafka.errors import (
     CommitFailedError,
     CoordinatorNotAvailableError,
     IllegalGenerationError,
+    KafkaError,
+    NoError,
     RebalanceInProgressError,
     for_code,
 )
-from kafka.protocol.consumer import OffsetCommitRequest
+from kafka.protocol.consumer import HeartbeatRequest, OffsetCommitRequest
 from kafka.structs import MemberState, OffsetAndMetadata
 
-__all__ = ["store"]
+__all__ = ["beat", "store"]
 
 
 async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
@@ -60,6 +65,33 @@ async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMeta
     if RebalanceInProgressError in refusals or (IllegalGenerationError in refusals and joining):
         raise RebalanceInProgressError
     coordinator._handle_offset_commit_response(offsets, sent, response)
+
+
+async def beat(coordinator: Any) -> bool:
+    """
+    Send a heartbeat while the client waits for its share.
+
+    Args:
+        coordinator: A KafkaConsumer's ConsumerCoordinator.
+
+    Returns:
+        Whether the broker knows this member. If it does not, the client's own request will tell the client.
+    """
+    node, generation = coordinator.coordinator_id, coordinator._generation
+    if node is None or generation.is_lost():
+        return False
+    request = HeartbeatRequest(
+        group_id=coordinator.group_id,
+        generation_id=generation.generation_id,
+        member_id=generation.member_id,
+        group_instance_id=coordinator.group_instance_id,
+    )
+    try:
+        response = await coordinator._manager.send(request, node_id=node)
+    except KafkaError as error:
+        coordinator._failed_request(node, request, error)
+        return False
+    return for_code(response.error_code) in (NoError, RebalanceInProgressError)
 
 
 def _request(
