@@ -179,10 +179,13 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
         # A nack that may not have left with its member is made good by the end of the lease.
         if run.held_from(before, call, terms) is not None:
             since = call.done + round(delay * NANO)
-            died = [each.died for each in group.members if each.died is not None and since <= each.died < until]
+            # Where partitions are shared out, a member that died before may have owned the message's, and still does.
+            from_then = since - round(patience(group, terms) * NANO) if terms.rebalances else since
+            died = [each.died for each in group.members if each.died is not None and from_then <= each.died < until]
             if died:
                 # The dead one may have fetched it ahead, unseen: then its lease must end first.
-                return _Due(max(died), until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+                at = max(since, *died)
+                return _Due(at, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
             return _Due(since, until, max(1.0, 0.1 * delay), "DEL-2", "late", (before.index, call.index), msg)
     member = run.members.get(before.member)
     if member is not None and member.left is not None:
