@@ -144,7 +144,7 @@ def replay(
 def kill(
     url: Annotated[str, typer.Option(help="A good backend.")] = "memory://conformance",
     on: Annotated[
-        str | None, typer.Option(metavar="URL", help="A real broker, for the cases that can't run on the other.")
+        list[str] | None, typer.Option(metavar="URL", help="A real broker, for what can't be tried there; may repeat.")
     ] = None,
     hook: Annotated[
         list[str] | None, typer.Option(metavar="NAME=COMMAND", help=f"Acts on the broker: {', '.join(HOOKS)}.")
@@ -165,7 +165,7 @@ def kill(
     _carry_out(
         lambda: command.kill(
             url,
-            on=on,
+            on=on or (),
             hooks=_hooks(hook or []),
             names=saboteur or (),
             profile=profile,

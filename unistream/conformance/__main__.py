@@ -41,7 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("plan", type=Path)
     matrix = commands.add_parser("kill", help="prove that the suite notices broken promises")
     matrix.add_argument("--saboteur", action="append", default=[])
-    matrix.add_argument("--on", metavar="URL", help="a real broker, for the cases that need a socket or a process")
+    matrix.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a real broker, for the cases that need a socket or a process",
+    )
     matrix.add_argument(
         "--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND", help=", ".join(HOOKS)
     )

@@ -255,7 +255,7 @@ def replay(url: str, path: Path) -> int:
 def kill(
     url: str,
     *,
-    on: str | None = None,
+    on: Sequence[str] = (),
     hooks: Mapping[str, str] | None = None,
     names: Sequence[str] = (),
     profile: str = "long",
@@ -269,8 +269,8 @@ def kill(
 
     Args:
         url: A good backend, on which all cases are tried that can run there.
-        on: A real broker, for the others.
-        hooks: Commands that act on the real broker.
+        on: Real brokers, for the others; each gets what could not be tried, or killed nobody, on those before it.
+        hooks: Commands that act on the first of them.
         names: Only these saboteurs.
         profile: The cases of these tiers.
         only: Only these cases.
@@ -286,17 +286,21 @@ def kill(
         raise ValueError(f"no saboteur is named {', '.join(sorted(unknown))}; there are {', '.join(saboteurs)}")
     chosen = [saboteurs[name] for name in names or saboteurs]
     found = {each.name: Fate(each.name, each.rules) for each in chosen}
-    elsewhere = {case.id: "" for case in cases}
-    for target in [Target.of(url), *([Target.of(on, hooks=hooks)] if on else [])]:
-        here = [case for case in cases if case.id in elsewhere and not lacking(case, target)]
-        elsewhere = {case.id: lacking(case, target) for case in cases if case.id in elsewhere and case not in here}
+    left, tried = cases, set()
+    targets = [Target.of(url), *(Target.of(each, hooks=None if place else hooks) for place, each in enumerate(on))]
+    for target in targets:
+        here = [case for case in left if not lacking(case, target)]
+        tried |= {case.id for case in here}
         trials = pairs(target, here, chosen)
         runs = sum(map(len, trials.values()))
         print(f"{redacted(target.url)}: {len(here)} cases, {len(trials)} saboteurs, {runs} runs", flush=True)
         for fate in fates(target, trials, seed=seed, jobs=jobs):
             found[fate.name].join(fate)
             print(told_fate(fate), flush=True)
-    whole = Matrix(list(found.values()), [case for case in cases if case.id not in elsewhere], elsewhere)
+        done = {case for fate in found.values() for case in fate.killers} | {c.id for c in here if target.virtual}
+        left = [case for case in left if case.id not in done]
+    elsewhere = {case.id: lacking(case, targets[-1]) for case in cases if case.id not in tried}
+    whole = Matrix(list(found.values()), [case for case in cases if case.id in tried], elsewhere)
     if not names:
         print("\n".join((*whole.lines(), *whole.summary())))
     print(f"{time.perf_counter() - began:.0f} s")

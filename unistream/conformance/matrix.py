@@ -51,7 +51,8 @@ def fates(target: Target, trials: Mapping[str, Sequence[str]], *, seed: int, job
     """
     Yield every saboteur's fate as soon as it is known.
 
-    Saboteurs work in processes of their own, since some of them harm the library itself, and several at once.
+    Saboteurs work in processes of their own, since some of them harm the library itself, and several at once; one by
+    one with the cases that strike the broker itself.
 
     Args:
         target: A good backend, as its URL and its hooks say it.
@@ -61,10 +62,13 @@ def fates(target: Target, trials: Mapping[str, Sequence[str]], *, seed: int, job
     """
     jobs = jobs or ((os.cpu_count() or 1) if target.virtual else AT_ONCE)
     tried = partial(_tried, url=target.url, hooks=dict(target.hooks), seed=seed)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(tried, name, list(cases)) for name, cases in trials.items()]
-        for future in as_completed(futures):
-            yield future.result()
+    strikes = {case.id for case in load_cases() if any(need.startswith("hook:") for need in case.facilities)}
+    for at_once, part in ((jobs, lambda case: case not in strikes), (1, strikes.__contains__)):
+        with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+            chosen = {name: list(filter(part, cases)) for name, cases in trials.items()}
+            futures = [pool.submit(tried, name, cases) for name, cases in chosen.items() if cases]
+            for future in as_completed(futures):
+                yield future.result()
 
 
 def _tried(name: str, cases: list[str], *, url: str, hooks: Mapping[str, str], seed: int) -> Fate:
@@ -153,7 +157,8 @@ def told(fate: Fate) -> str:
     """Return one saboteur's line."""
     word = "killed" if fate.killed else "LIVES"
     by = ", ".join(list(fate.killers)[:4])
-    by = by or f"no rule of its own named by {', '.join(list(fate.others)[:4]) or 'any case'}"
+    others = ", ".join(list(fate.others)[:4]) or next((f"{case} {why}"[:80] for case, why in fate.silent.items()), "")
+    by = by or f"nobody named its rule; {others or 'all passed'}"
     return (
         f"{word:<6} {fate.name:<24} {'/'.join(fate.rules):<24} by {len(fate.killers):>3}: {by} ({fate.seconds:.1f} s)"
     )

@@ -28,7 +28,7 @@ from unistream.driver.types import (
     Token,
     Verb,
 )
-from unistream.errors import AccessError, BrokerUnavailableError, ConfigError
+from unistream.errors import AccessError, BrokerUnavailableError, ConfigError, UnistreamError
 
 
 @mutation("wall-clock-leases", "DEL-6", "DEL-7", by=("clk.client-jump",))
@@ -178,6 +178,18 @@ class RefusalUnsaid(DriverLayer):
             await super().open()
         except AccessError as error:
             raise BrokerUnavailableError(f"{self.target}: not available") from error
+
+
+@saboteur("password-told", "END-5", by=("err.redacted",), needs=("password",))
+class PasswordTold(DriverLayer):
+    """Shows the password in an error."""
+
+    async def open(self) -> None:
+        """Say with what it was tried."""
+        try:
+            await super().open()
+        except UnistreamError as error:
+            raise BrokerUnavailableError(f"{error} (as {self.target.username}:{self.target.password})") from error
 
 
 @saboteur("address-unsaid", "END-5", by=("err.down",), needs=("socket",))

@@ -23,7 +23,7 @@ from unistream.driver.types import (
 from unistream.errors import GroupMissingError, TopicMissingError
 
 
-@saboteur("never-expire", "GRP-4", "DEL-6")
+@saboteur("never-expire", "GRP-4", "DEL-6", by=("net.isolate-one-member",))
 class NeverExpire(ConsumerLayer):
     """Lends for ever: what a dead member held never comes back."""
 
@@ -152,7 +152,7 @@ class ReverseDelivery(ConsumerLayer):
         return (await resolve(self.inner.receive(limit, timeout)))[::-1]
 
 
-@saboteur("overtake", "ORD-2")
+@saboteur("overtake", "ORD-2", by=("ord.m3-m4-kill9", "ord.across-rebalance", "sim.keyed-storm"))
 class Overtake(DriverLayer):
     """Accepts ordered groups and runs them unordered."""
 
@@ -181,7 +181,7 @@ def _unordered(spec: GroupSpec) -> GroupSpec:
     return GroupSpec(**{**_fields(spec), "ordering": "none"})
 
 
-@saboteur("count-stuck", "DEL-4")
+@saboteur("count-stuck", "DEL-4", by=("red.double-lease", "red.count-survives-kill9"))
 class CountStuck(ConsumerLayer):
     """Calls every delivery the first attempt."""
 
@@ -286,7 +286,7 @@ class StickyMember(ConsumerLayer):
         await self.inner.close()
 
 
-@saboteur("deaf", "END-3", "GRP-1")
+@saboteur("deaf", "END-3", "GRP-1", by=("reb.join-under-load", "reb.mass-join"))
 class Deaf(ConsumerLayer):
     """Stops delivering after ten messages, and looks healthy."""
 

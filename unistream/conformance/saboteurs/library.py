@@ -16,7 +16,7 @@ from unistream.conformance.wrap import DriverLayer
 from unistream.message import Receipt
 
 
-@mutation("timeout-ignored", "END-2", "PUB-2", "PUB-5")
+@mutation("timeout-ignored", "END-2", "PUB-2", "PUB-5", by=("net.publish-timeout",))
 @contextmanager
 def timeout_ignored() -> Iterator[None]:
     """Publishes without the caller's timeout."""

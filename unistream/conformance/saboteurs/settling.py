@@ -21,7 +21,13 @@ from unistream.driver.types import (
 from unistream.errors import LeaseLostError
 
 
-@saboteur("ack-on-receive", "GRP-1", "GRP-4", "DEL-2")
+@saboteur(
+    "ack-on-receive",
+    "GRP-1",
+    "GRP-4",
+    "DEL-2",
+    by=("ack.not-on-receive", "reb.kill9", "ord.unordered-kill9", "sim.client-faults"),
+)
 class AckOnReceive(ConsumerLayer):
     """Acks every delivery when it hands it over."""
 
@@ -41,7 +47,7 @@ class AckOnReceive(ConsumerLayer):
         return [None for _ in tokens]
 
 
-@saboteur("ack-local-only", "DEL-1", "DEL-9")
+@saboteur("ack-local-only", "DEL-1", "DEL-9", by=("reb.settle-during",))
 class AckLocalOnly(ConsumerLayer):
     """Says that it acked, and tells nobody."""
 
@@ -120,7 +126,7 @@ class LongDelay(ConsumerLayer):
         )
 
 
-@saboteur("delay-in-memory", "DEL-2", "GRP-1", "GRP-4")
+@saboteur("delay-in-memory", "DEL-2", "GRP-1", "GRP-4", by=("nack.delay-survives-kill9",))
 class DelayInMemory(ConsumerLayer):
     """Keeps delayed nacks in the member's memory, holding the lease meanwhile, and forgets them when it closes."""
 

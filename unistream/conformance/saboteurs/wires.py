@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
 
+from unistream.conformance.saboteurs.settling import DelayInMemory
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve, start
 from unistream.driver.contract import ConsumerDriver, Driver
@@ -20,6 +21,8 @@ from unistream.driver.types import (
     Settlement,
     SettleOutcome,
     Target,
+    Token,
+    Verb,
 )
 from unistream.errors import BrokerUnavailableError, LeaseLostError, NotPublishedError, PublishUnknownError
 
@@ -36,7 +39,13 @@ WIRE = ("socket",)
 # Producers
 
 
-@saboteur("ok-before-confirm", "PUB-1", "DEL-3", by=("net.cut-mid-publish", "dlq.atomic", "dur.kill9"), needs=WIRE)
+@saboteur(
+    "ok-before-confirm",
+    "PUB-1",
+    "DEL-3",
+    by=("net.cut-mid-publish", "dlq.atomic", "dur.kill9", "sim.net-faults", "sim.broker-faults"),
+    needs=WIRE,
+)
 class OkBeforeConfirm(ProducerLayer):
     """Says that a message is stored before it is sent."""
 
@@ -200,7 +209,7 @@ class _Bitten(ConsumerLayer):
     "no-reconnect-consumer",
     "END-3",
     "GRP-4",
-    by=("net.half-open", "net.flap", "net.ack-path-lost", "dur.consumer-rides-through"),
+    by=("net.half-open", "net.flap", "net.ack-path-lost", "dur.consumer-rides-through", "dur.pause"),
     needs=WIRE,
     driver=_Noticing,
 )
@@ -323,6 +332,50 @@ class SilentGap(_Bitten):
             await resolve(self.inner.receive(limit, HASTE / 3))
         self.forgive()
         return []
+
+
+# The broker that comes up again
+
+
+@saboteur(
+    "forgets-over-restart",
+    "PUB-1",
+    "GRP-1",
+    "GRP-6",
+    by=("dur.clean-restart", "dur.group-survives"),
+    needs=("hook:restart",),
+    driver=_Noticing,
+)
+class ForgetsOverRestart(_Bitten):
+    """Lets the first messages after a lost connection vanish, as a log that was not written to the end does."""
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Ack the first batch in silence."""
+        batch = await resolve(self.inner.receive(min(limit, 3) if self.bitten else limit, timeout))
+        if self.bitten and batch:
+            self.forgive()
+            await resolve(self.inner.settle([Settlement(each.token, Verb.ACK) for each in batch]))
+            return []
+        return batch
+
+
+@saboteur("count-forgotten", "DEL-4", by=("dur.count-survives",), needs=("hook:restart",), driver=_Noticing)
+class CountForgotten(_Bitten):
+    """Counts attempts from one again once a connection was lost."""
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Call everything the first attempt."""
+        batch = await resolve(self.inner.receive(limit, timeout))
+        return [each._replace(attempt=1) for each in batch] if self.bitten else batch
+
+
+@saboteur("delay-forgotten", "DEL-2", by=("dur.delay-survives",), needs=("hook:kill9",), driver=_Noticing)
+class DelayForgotten(_Bitten, DelayInMemory):
+    """Keeps delayed nacks in its own memory, and forgets them with its connection."""
+
+    def _give_back(self, token: Token) -> None:
+        if not self.bitten:
+            super()._give_back(token)
 
 
 # The harness itself
