@@ -207,9 +207,8 @@ class RabbitDriver(Driver):
     async def producer(self, topic: TopicSpec) -> ProducerDriver:
         """See `Driver.producer`."""
         spec = await self.topic(topic.name)
-        producer = RabbitProducer(
-            self._publishing, spec, most_bytes(self._version), self._has_group, self._parts.discard
-        )
+        limit = most_bytes(self._version)
+        producer = RabbitProducer(self._publishing, spec, limit, self._has_group, self._room, self._parts.discard)
         with translate(f"producer of topic {topic.name!r}", topic.name):
             await producer.open()
         self._parts.add(producer)
@@ -218,6 +217,10 @@ class RabbitDriver(Driver):
     async def _has_group(self, topic: str) -> bool:
         with translate(f"groups of topic {topic!r}", topic):
             return bool((await self._registry.read()).groups(topic))
+
+    async def _room(self, topic: TopicSpec) -> int:
+        with translate(f"groups of topic {topic.name!r}", topic.name):
+            return await self._topology.room(topic)
 
     async def consumer(
         self,

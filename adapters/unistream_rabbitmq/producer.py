@@ -38,6 +38,7 @@ class RabbitProducer(ProducerDriver):
         topic: The topic as it stands.
         most_bytes: The largest message that the server takes.
         has_group: Whether the registry knows a group of the topic.
+        room: How many messages a bounded topic still takes.
         closed: Told when this producer is closed.
     """
 
@@ -49,6 +50,7 @@ class RabbitProducer(ProducerDriver):
         topic: TopicSpec,
         most_bytes: int,
         has_group: Callable[[str], Awaitable[bool]],
+        room: Callable[[TopicSpec], Awaitable[int]],
         closed: Callable[[RabbitProducer], None],
     ) -> None:
         self._line = line
@@ -56,6 +58,10 @@ class RabbitProducer(ProducerDriver):
         self._exchange = exchange_of(topic.name)
         self._most_bytes = most_bytes
         self._has_group = has_group
+        self._room = room
+        self._bounded = topic.max_backlog is not None
+        if self._bounded:
+            self.pipeline = 1
         self._told_closed = closed
         self._publisher: Publisher | None = None
         self._turn = asyncio.Lock()
@@ -69,6 +75,30 @@ class RabbitProducer(ProducerDriver):
 
     async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         """See `ProducerDriver.publish`."""
+        if self._bounded and len(batch) > 1:
+            return await self._publish_bounded(batch, timeout)
+        return await self._publish(batch, timeout)
+
+    async def _publish_bounded(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
+        """
+        Publish what there is room for at once, and the rest one by one.
+
+        A quorum queue tells a channel that it is full after it has confirmed: what is under way meanwhile it takes.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        free = await self._room(self._topic)
+        answered = await self._publish(batch[:free], until - loop.time()) if free else []
+        for message in batch[free:]:
+            try:
+                answered += await self._publish([message], until - loop.time())
+            except UnistreamError as error:
+                if not answered:
+                    raise
+                answered.append(self._not_written(error))
+        return answered
+
+    async def _publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
         until = asyncio.get_running_loop().time() + timeout
         outcomes: list[PublishOutcome | None] = [None] * len(batch)
         publisher = self._publisher

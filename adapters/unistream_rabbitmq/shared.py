@@ -27,6 +27,7 @@ from unistream_rabbitmq.errors import translated
 from unistream_rabbitmq.fetched import Arrival, Fetched
 from unistream_rabbitmq.link import Channel
 from unistream_rabbitmq.relay import Hop
+from unistream_rabbitmq.returns import Returns
 
 __all__ = ["SharedConsumer"]
 
@@ -48,10 +49,10 @@ class SharedConsumer(ConsumerDriver):
         self._tags: list[str] = []
         self._closed = False
         self._joined_before = False
+        self._returns = Returns(setting)
         self._settled_before: set[Token] = set()
         # Joining, resting, moving suspects: one of these at a time, and whole.
         self._step: asyncio.Task[None] | None = None
-        self._keeping: set[asyncio.Task[None]] = set()
         self._waiter: asyncio.Future[None] | None = None
         self._asked = True
         self._clock: asyncio.TimerHandle | None = None
@@ -203,25 +204,11 @@ class SharedConsumer(ConsumerDriver):
             fetched.lend_alone(strays)
             return
         try:
-            await self._give_back(fetched, strays)
+            await self._returns.unlent(fetched, strays)
             # Before one of them can kill this member: the broker would return those that are in the queue already.
             await fetched.channel.catch_up()
         except Exception as error:
             raise translated(error, setting.what, setting.topic.name) from error
-
-    async def _give_back(self, fetched: Fetched, left: Sequence[Arrival]) -> None:
-        """Put back what was not lent, with the lendings it had; all of it is here again when that fails."""
-        try:
-            await self._setting.relay.put([self._back(arrival) for arrival in left])
-        except BaseException:
-            if not fetched.over:
-                fetched.put_first(left)
-            raise
-        fetched.ack([arrival.tag for arrival in left])
-
-    def _back(self, arrival: Arrival) -> Hop:
-        queues = self._setting.queues
-        return arrival.hop(queues.suspects if arrival.suspect else queues.again, 0.0, arrival.spent)
 
     # Resting
 
@@ -243,7 +230,7 @@ class SharedConsumer(ConsumerDriver):
                 return
             await self._stop(fetched)
             if not self._asked:
-                await self._give_back(fetched, fetched.take_unlent())
+                await self._returns.unlent(fetched, fetched.take_unlent())
         except Exception as error:
             # It stays here until the next look, or until the channel ends.
             _log.info("%s: could not give back what it was not asked for: %s", self._setting.what, error)
@@ -287,23 +274,27 @@ class SharedConsumer(ConsumerDriver):
         setting, relay, held = self._setting, self._setting.relay, fetched.held
         moving: list[tuple[int, Settlement, Hop]] = []
         for index, settlement in rest:
-            arrival = held.get(settlement.token)
+            token, verb, delay = settlement
+            arrival = held.get(token)
             if arrival is None:
                 outcomes[index] = setting.gone(self._reason)
-            elif relay.blocked or (settlement.verb is Verb.EXPIRE and setting.group.ephemeral):
-                self._hold(fetched, settlement)
-            elif not relay.ready(settlement.delay):
-                self._keep(fetched, settlement, arrival)
+            elif relay.blocked or (verb is Verb.EXPIRE and setting.group.ephemeral):
+                self._let_go(fetched, token)
+                self._returns.hold(fetched, token[1], delay)
+            elif not relay.ready(delay):
+                self._let_go(fetched, token)
+                self._returns.keep(fetched, delay, arrival)
             else:
-                moving.append((index, settlement, self._hop(settlement, arrival)))
+                moving.append((index, settlement, self._returns.hop(settlement, arrival)))
         try:
             await relay.put([hop for _, _, hop in moving])
         except Exception as error:
-            # What was published may come twice; what is still held is repeated by the caller.
+            # What was published may come twice. Nacks are still held, and repeated by the caller.
+            for _, settlement, _ in moving:
+                if settlement.verb is not Verb.NACK and self._let_go(fetched, settlement.token):
+                    self._returns.hold(fetched, settlement.token[1], 0.0)
             if any(settlement.verb is Verb.NACK for _, settlement, _ in moving):
                 raise translated(error, setting.what, setting.topic.name) from error
-            for _, settlement, _ in moving:
-                self._hold(fetched, settlement)
         else:
             tags = []
             for index, settlement, _ in moving:
@@ -315,50 +306,12 @@ class SharedConsumer(ConsumerDriver):
         self._settled_before.clear()
         return outcomes
 
-    def _hop(self, settlement: Settlement, arrival: Arrival) -> Hop:
-        queues = self._setting.queues
-        if settlement.verb is Verb.NACK:
-            return arrival.hop(queues.again, settlement.delay, arrival.spent + 1)
-        if settlement.verb is Verb.EXPIRE:
-            return arrival.hop(queues.suspects, 0.0, arrival.spent + 1)
-        return self._back(arrival)
-
     def _let_go(self, fetched: Fetched, token: Token) -> bool:
         """The loan ends; False if it had ended before."""
         if fetched.held.pop(token, None) is None:
             return False
         self._settled_before.add(token)
         return True
-
-    def _hold(self, fetched: Fetched, settlement: Settlement) -> None:
-        """While the broker takes no messages: keep it until its time, then requeue it, which costs an attempt."""
-        if self._let_go(fetched, settlement.token):
-            self._requeue(fetched, settlement.token[1], settlement.delay)
-
-    def _requeue(self, fetched: Fetched, tag: int, delay: float) -> None:
-        if delay > 0:
-            self._loop.call_later(delay, fetched.requeue, tag)
-        else:
-            fetched.requeue(tag)
-
-    def _keep(self, fetched: Fetched, settlement: Settlement, arrival: Arrival) -> None:
-        """There is no queue for this delay yet: keep the message while one is made, so that nothing waits for that."""
-        self._let_go(fetched, settlement.token)
-        keeping = self._loop.create_task(self._put_aside(fetched, settlement.delay, arrival))
-        self._keeping.add(keeping)
-        keeping.add_done_callback(self._keeping.discard)
-
-    async def _put_aside(self, fetched: Fetched, delay: float, arrival: Arrival) -> None:
-        relay = self._setting.relay
-        due = self._loop.time() + delay
-        try:
-            rest = await relay.remainder(delay)
-            if not fetched.over:
-                await relay.put([arrival.hop(self._setting.queues.again, rest, arrival.spent + 1)])
-                fetched.ack([arrival.tag])
-        except Exception as error:
-            _log.info("%s: keeps a nacked message itself: %s", self._setting.what, error)
-            self._requeue(fetched, arrival.tag, due - self._loop.time())
 
     def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
         """See `ConsumerDriver.extend`; a loan stands as long as its channel."""
@@ -382,15 +335,15 @@ class SharedConsumer(ConsumerDriver):
                 if self._fetched is not None and not self._setting.group.ephemeral:
                     await self._stop(self._fetched)
                     if not self._setting.relay.blocked:
-                        await self._give_back(self._fetched, self._fetched.take_unlent())
-                        if self._keeping:
-                            await asyncio.wait(self._keeping)
+                        await self._returns.unlent(self._fetched, self._fetched.take_unlent())
+                        await self._returns.kept()
         except Exception as error:
             # Closing the channel gives everything back all the same, at the cost of an attempt.
             _log.info("%s: leaves without giving back one by one: %s", self._setting.what, error or "no answer in time")
         finally:
-            for task in (*self._keeping, *([self._step] if self._step is not None else [])):
-                task.cancel()
+            self._returns.cancel()
+            if self._step is not None:
+                self._step.cancel()
             fetched, self._fetched = self._fetched, None
             if fetched is not None:
                 fetched.end()

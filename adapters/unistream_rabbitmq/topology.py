@@ -156,7 +156,8 @@ class Topology:
                 if queues.partitions:
                     arguments["x-single-active-consumer"] = True
                 if topic.max_backlog is not None and name in (queues.main, *queues.partitions):
-                    arguments["x-max-length"] = topic.max_backlog
+                    # A quorum queue refuses what comes once it is above its limit.
+                    arguments["x-max-length"] = topic.max_backlog - 1
                     arguments["x-overflow"] = "reject-publish"
                 await channel.call(raw.queue_declare, name, durable=True, arguments=arguments)
             # Bound last: from here on the group gets every message.
@@ -201,6 +202,18 @@ class Topology:
         """
         *waiting, members = await self._look_at((*queues.holding, queues.roll))
         return sum(count for count, _ in waiting), members[1]
+
+    async def room(self, topic: TopicSpec) -> int:
+        """How many messages the fullest queue of a bounded topic still takes; many where there is no group."""
+        assert topic.max_backlog is not None
+        groups = (await self._registry.read()).groups(topic.name)
+        queues = [GroupQueues(topic, group.name, ordered=group.ordering == "key") for group in groups]
+        bounded = [name for each in queues for name in (each.partitions or (each.main,))]
+        try:
+            waiting = [count for count, _ in await self._look_at(bounded)]
+        except GroupMissingError:
+            return 0  # one is being deleted: message by message they say themselves what they take
+        return max(0, topic.max_backlog - max(waiting, default=0))
 
     async def _look_at(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """The messages that wait in each queue, and its consumers."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 from unistream.conformance.exclusions import Exclusion, excuse
@@ -33,7 +32,9 @@ def run_cases(
     exclusions: Iterable[Exclusion] = (),
 ) -> Iterator[Result]:
     """
-    Run cases and yield their results: the foundations first, what must be alone last, the others in their order.
+    Run cases and yield their results as they come: the foundations first, what must be alone last.
+
+    The others run in their order, and on a real broker those that may take longest before the rest.
 
     Args:
         cases: What to run.
@@ -62,9 +63,12 @@ def run_cases(
         yield from (_blocked(case, failed[0], seed) for case in blocked)
         beside = [case for case in (*beside, *alone) if case.group in INDEPENDENT]
         alone = []
-    several = jobs > 1 and not target.virtual
-    with ThreadPoolExecutor(jobs, thread_name_prefix="conformance") if several else nullcontext() as pool:
-        yield from (map(judge, beside) if pool is None else pool.map(judge, beside))
+    if jobs > 1 and not target.virtual:
+        with ThreadPoolExecutor(jobs, thread_name_prefix="conformance") as pool:
+            running = [pool.submit(judge, case) for case in sorted(beside, key=lambda case: -case.limit)]
+            yield from (done.result() for done in as_completed(running))
+    else:
+        yield from map(judge, beside)
     yield from map(judge, alone)
 
 

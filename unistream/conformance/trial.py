@@ -305,11 +305,11 @@ class Trial:
         """
         quiet = 3 * self.lease + self.claims.lease.recover_within if quiet is None else quiet
         limit = 20 * quiet + self.pace.patience if limit is None else limit
-        for group in groups:
-            client = await self.open()
-            member = await self.member(self.regroup(client, group))
-            await self._drain(member, quiet, limit)
-            await member.leave()
+        members = [await self.member(self.regroup(await self.open(), group)) for group in groups]
+        # Side by side: most of it is waiting for nothing more to come.
+        async with asyncio.TaskGroup() as tasks:
+            for member in members:
+                tasks.create_task(self._drain(member, quiet, limit))
 
     async def _drain(self, member: RecordedMember, quiet: float, limit: float) -> None:
         group = member.group
@@ -325,9 +325,11 @@ class Trial:
             lag = (await group.lag()).messages if exact else None
             if lag == 0 or (lag is None and self._loop.time() - last >= quiet):
                 self.recorder.record("drain", "ok", topic=group.topic, group=group.name)
-                return
-        stuck = self._loop.time() - last >= 3 * quiet
-        self.recorder.record("drain", "fail" if stuck else "info", topic=group.topic, group=group.name)
+                break
+        else:
+            stuck = self._loop.time() - last >= 3 * quiet
+            self.recorder.record("drain", "fail" if stuck else "info", topic=group.topic, group=group.name)
+        await member.leave()
 
     # Cleaning up
 
