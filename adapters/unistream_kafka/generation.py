@@ -28,6 +28,7 @@ from kafka.errors import (
     for_code,
 )
 from kafka.protocol.consumer import HeartbeatRequest, OffsetCommitRequest
+from kafka.protocol.metadata import MetadataResponse
 from kafka.structs import MemberState, OffsetAndMetadata
 
 __all__ = ["beat", "store"]
@@ -47,9 +48,7 @@ async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMeta
         CommitFailedError: This is no member, or another generation has begun without it.
         KafkaError: Any other; the coordinator has taken note of it.
     """
-    node = coordinator.coordinator()
-    if node is None:
-        raise CoordinatorNotAvailableError
+    node = _node(coordinator)
     generation = coordinator._generation
     if coordinator.state is MemberState.UNJOINED or generation.is_lost():
         raise CommitFailedError("this is no member of the group")
@@ -58,7 +57,8 @@ async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMeta
     try:
         response = await coordinator._manager.send(request, node_id=node)
     except Exception as error:
-        coordinator._failed_request(node, request, error)
+        if node == coordinator.coordinator_id:
+            coordinator._failed_request(node, request, error)
         raise
     refusals = {for_code(code) for _, partitions in response.topics for _, code in partitions}
     joining = coordinator.state is MemberState.REBALANCING or coordinator._generation is not generation
@@ -77,8 +77,8 @@ async def beat(coordinator: Any) -> bool:
     Returns:
         Whether the broker knows this member. If it does not, the client's own request will tell the client.
     """
-    node, generation = coordinator.coordinator_id, coordinator._generation
-    if node is None or generation.is_lost():
+    generation = coordinator._generation
+    if coordinator.coordinator_id is None or generation.is_lost():
         return False
     request = HeartbeatRequest(
         group_id=coordinator.group_id,
@@ -87,11 +87,30 @@ async def beat(coordinator: Any) -> bool:
         group_instance_id=coordinator.group_instance_id,
     )
     try:
-        response = await coordinator._manager.send(request, node_id=node)
-    except KafkaError as error:
-        coordinator._failed_request(node, request, error)
+        response = await coordinator._manager.send(request, node_id=_node(coordinator))
+    except KafkaError:
         return False
     return for_code(response.error_code) in (NoError, RebalanceInProgressError)
+
+
+def _node(coordinator: Any) -> Any:
+    """
+    Where to send a request to: while a request to join is under way, over a connection beside the client's own.
+
+    The broker holds that request until everybody has come, and takes no other from its connection meanwhile.
+    """
+    node = coordinator.coordinator()
+    if node is None:
+        raise CoordinatorNotAvailableError
+    if coordinator.state is not MemberState.REBALANCING:
+        return node
+    there = coordinator._cluster.broker_metadata(node)
+    beside = f"{node}-beside"
+    # As the cluster itself keeps coordinators, whose connections are not those of the same broker (`add_coordinator`).
+    coordinator._cluster._coordinator_brokers[beside] = MetadataResponse.MetadataResponseBroker(
+        beside, there.host, there.port, None
+    )
+    return beside
 
 
 def _request(
