@@ -48,12 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="a real broker, for the cases that need a socket or a process",
     )
-    matrix.add_argument(
-        "--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND", help=", ".join(HOOKS)
-    )
     matrix.add_argument("--profile", choices=list(PROFILES), default="long")
     for command in (run, matrix):
-        command.add_argument("--hook", action="append", type=_hook, default=[], metavar="NAME=COMMAND")
+        command.add_argument(
+            "--hook", action="append", type=_hook, default=[], help=f"NAME=COMMAND: {', '.join(HOOKS)}"
+        )
     for command in (run, random, again, matrix):
         command.add_argument("--url", default="memory://conformance")
         command.add_argument("--seed", type=int, default=1)

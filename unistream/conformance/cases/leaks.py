@@ -119,7 +119,14 @@ async def broker(trial: Trial) -> None:
     before = sorted(spec.name for spec in await trial.client.groups(topic))
     for _ in range(5):
         client = await trial.open()
-        async with trial.regroup(client, group).consumer(), client.group(None, topic).consumer():
+        async with trial.regroup(client, group).consumer() as lasting, client.group(None, topic).consumer() as passing:
+            async with client.producer(topic) as producer:
+                await producer.publish(b"x")
+            for consumer in (lasting, passing):
+                delivery = await consumer.receive(trial.pace.patience)
+                trial.that(delivery is not None, "GRP-1", "a delivery to each member", "none")
+                assert delivery is not None
+                await delivery.ack()
             trial.tally("rounds")
         await client.close()
     left = await trial.within(
@@ -218,11 +225,17 @@ async def idle_cost(trial: Trial) -> None:
     topic = await trial.topic()
     group = await trial.group(topic)
     seconds = 3.0
-    async with group.consumer() as consumer:
+    async with trial.client.producer(topic) as producer, group.consumer() as consumer:
         trial.that(await consumer.receive(trial.pace.silence) is None, "GRP-1", "nothing yet", "a delivery")
         busy, began = time.process_time(), time.monotonic()
         trial.that(await consumer.receive(seconds) is None, "GRP-1", "nothing", "a delivery")
         share = (time.process_time() - busy) / (time.monotonic() - began)
+        # Whoever listens to nobody costs nothing either.
+        await producer.publish(b"x")
+        delivery = await consumer.receive(trial.pace.patience)
+        trial.that(delivery is not None, "GRP-1", "a delivery after the idle time", "none")
+        assert delivery is not None
+        await delivery.ack()
     trial.tally("idle")
     trial.that(share < 0.02, "END-3", "less than 2 % of a core", f"{100 * share:.2f} %")
 

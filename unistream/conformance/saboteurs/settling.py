@@ -155,7 +155,7 @@ class DelayInMemory(ConsumerLayer):
         await self.inner.close()
 
 
-@saboteur("stale-ack", "DEL-7", by=("ack.stale-fenced", "reb.zombie"))
+@saboteur("stale-ack", "DEL-7", by=("ack.stale-fenced",))
 class StaleAck(ConsumerLayer):
     """Says yes to settles and extends that the broker refused."""
 

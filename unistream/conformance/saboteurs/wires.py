@@ -391,5 +391,13 @@ class RoundTheWire(DriverLayer):
         await super().open()
 
 
+class NullConnect(DriverLayer):
+    """Never connects: with such a driver nothing may be judged."""
+
+    async def open(self) -> None:
+        """Fail."""
+        raise BrokerUnavailableError("nobody is there")
+
+
 def _straight(host: str, port: int) -> tuple[str, int]:
     return host, port
