@@ -7,6 +7,7 @@ member's own clock, which is behind the server's, and nothing late is sent.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from unistream.driver.types import Settlement, SettleOutcome, Token, Verb
@@ -25,6 +26,8 @@ _NAK = b"-NAK"
 _PROGRESS = b"+WPI"
 _PATIENCE = 1.0
 """Seconds to wait for the answer to a settle, before it is asked for again."""
+_EARLY_MOST = 1.0
+"""Seconds by which a server that was started again may end a delay too early: it has written whole ones down."""
 
 
 class Loan:
@@ -109,7 +112,7 @@ class Loans:
                 returns.append((at, loan, settlement))
         with translate(f"settle in topic {self._topic!r}", self._topic):
             if returns:
-                await self._note([(loan, settlement.verb) for _, loan, settlement in returns])
+                await self._note([(loan, settlement) for _, loan, settlement in returns])
                 now = self._loop.time()
                 for at, loan, settlement in returns:
                     if loan.served_until > now:
@@ -161,10 +164,22 @@ class Loans:
         """Let the server's leases begin anew, before the loans are handed over."""
         await self._tell([(loan, _PROGRESS) for loan in loans])
 
-    async def give_back(self, loans: Sequence[Loan]) -> None:
-        """Give back, untouched, what was never handed over."""
-        await self._note([(loan, Verb.RELEASE) for loan in loans])
-        await self._tell([(loan, _NAK) for loan in loans])
+    async def give_back(self, loans: Sequence[tuple[Loan, float]]) -> None:
+        """Give back, untouched, what was never handed over; each to be lent again after so many seconds."""
+        returns = [(loan, Settlement(None, Verb.RELEASE, seconds)) for loan, seconds in loans]
+        await self._note(returns)
+        await self._tell([(loan, _nak(settlement)) for loan, settlement in returns])
+
+    def early(self, note: Note) -> float:
+        """
+        Seconds that are left of a delay that a server forgot a part of when it was started again.
+
+        Another server of a cluster looks like one started again: then what is left is none, but for clocks that differ.
+        """
+        wire = self._link.current
+        if not note.due or wire is None or _run_of(wire) == note.server:
+            return 0.0
+        return min(max(0.0, note.due - time.time()), _EARLY_MOST)
 
     async def keep(self) -> None:
         """Renew at the server what was extended beyond its lease; those that ended there are lost."""
@@ -197,12 +212,16 @@ class Loans:
         if self._long:
             self._long.pop(token, None)
 
-    async def _note(self, returns: Sequence[tuple[Loan, Verb]]) -> None:
+    async def _note(self, returns: Sequence[tuple[Loan, Settlement]]) -> None:
         notes = []
-        for loan, verb in returns:
+        server = _run_of(await self._link.wire())
+        now = time.time()
+        for loan, (_, verb, delay) in returns:
             before = 0 if loan.note is None else loan.note.untouched
             untouched = verb is Verb.RELEASE
             note = Note(loan.arrival.lending, before + untouched, loan.suspect and untouched)
+            if verb is Verb.NACK and delay > 0:
+                note = note._replace(due=now + delay, server=server)
             notes.append((loan.arrival.lane.name, loan.arrival.sequence, note))
         await self._notes.write(notes)
 
@@ -271,6 +290,11 @@ class Loans:
 
 
 def _nak(settlement: Settlement) -> bytes:
-    if settlement.verb is not Verb.NACK or settlement.delay <= 0:
+    if settlement.delay <= 0:
         return _NAK
     return b'-NAK {"delay": %d}' % round(settlement.delay * NANOSECONDS)
+
+
+def _run_of(wire: Wire) -> str:
+    """Names the server, from its start to its end."""
+    return str(wire.info.get("server_id", ""))

@@ -32,12 +32,16 @@ class Note(NamedTuple):
         lending: The lending that ended with a word; 1 first.
         untouched: How many lendings so far were given back untouched, and are no attempts.
         suspect: Whether the message was a suspect, and has not been cleared.
+        due: When its delay is over, by the clock of the member that asked for one; 0: it asked for none.
+        server: The run of the server that was asked.
         sequence: Where the note is in its stream; 0: not known.
     """
 
     lending: int
     untouched: int
     suspect: bool
+    due: float = 0.0
+    server: str = ""
     sequence: int = 0
 
 
@@ -66,7 +70,7 @@ class Notes:
             *(
                 self._link.request(
                     notes_subject(self._stream, consumer, sequence),
-                    json.dumps([note.lending, note.untouched, int(note.suspect)]).encode(),
+                    _text(note),
                 )
                 for consumer, sequence, note in notes
             )
@@ -96,8 +100,8 @@ class Notes:
                 return None
             raise
         message = told["message"]
-        lending, untouched, suspect = json.loads(b64decode(message["data"]))
-        return Note(lending, untouched, bool(suspect), message["seq"])
+        lending, untouched, suspect, due, server = [*json.loads(b64decode(message["data"])), 0.0, ""][:5]
+        return Note(lending, untouched, bool(suspect), due, server, message["seq"])
 
     def drop(self, sequences: Sequence[int]) -> None:
         """Remove notes that nobody needs any more, without waiting; what stays ends by its age."""
@@ -135,3 +139,10 @@ class Notes:
         except ApiError as error:
             if error.code != Code.STREAM_EXISTS:
                 raise
+
+
+def _text(note: Note) -> bytes:
+    said: list[object] = [note.lending, note.untouched, int(note.suspect)]
+    if note.due:
+        said += [note.due, note.server]
+    return json.dumps(said).encode()

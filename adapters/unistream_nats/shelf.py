@@ -112,22 +112,30 @@ class Shelf:
                 await self._return(list(self._held))
 
     async def _judge(self) -> None:
-        """Find out how the loans before ended."""
+        """Find out how the loans before ended; what came before its delay was over goes back for the rest of it."""
         fresh = list(self._fresh)
         if not fresh:
             return
         notes = await self._notes.read([(arrival.lane.name, arrival.sequence) for arrival in fresh])
+        early: list[tuple[Loan, float]] = []
         for arrival, note in zip(fresh, notes, strict=True):
             ended = note is not None and note.lending == arrival.lending - 1
             suspect = note is None or note.suspect or not ended
-            self._held.append(Loan(arrival, note, suspect))
+            loan = Loan(arrival, note, suspect)
+            rest = self._loans.early(note) if note is not None and ended else 0.0
+            if rest:
+                early.append((loan, rest))
+            else:
+                self._held.append(loan)
         del self._fresh[: len(fresh)]
+        if early:
+            await asyncio.shield(asyncio.ensure_future(self._loans.give_back(early)))
 
     async def _return(self, loans: Sequence[Loan]) -> None:
         """Give back, untouched; goes on when the caller is cancelled."""
         for loan in loans:
             self._held.remove(loan)
-        await asyncio.shield(asyncio.ensure_future(self._loans.give_back(loans)))
+        await asyncio.shield(asyncio.ensure_future(self._loans.give_back([(loan, 0.0) for loan in loans])))
 
     def _deliver(self, loan: Loan, started: float) -> RawDelivery:
         arrival = loan.arrival

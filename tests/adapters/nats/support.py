@@ -1,113 +1,44 @@
-"""A real NATS for the adapter's tests, a checked driver on it, and a proxy that can fail in between."""
+"""A real NATS for the adapter's tests."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import nats
-import pytest
 from nats.aio.client import Client
 
-from unistream.config import parse_target
-from unistream.driver.checked import checked
+from tests.adapters import support
+from tests.adapters.support import LIMIT, Proxy, end, ids, message, open_driver, proxy_for, run, take, url_of
 from unistream.driver.contract import Driver
-from unistream.driver.types import (
-    DataLoss,
-    Event,
-    GroupSpec,
-    RawDelivery,
-    RawMessage,
-    Settlement,
-    Token,
-    TopicSpec,
-    Verb,
-)
+from unistream.driver.types import Event
 from unistream_nats import NatsDriver
 from unistream_nats.consumer import NatsConsumer
-from unistream_nats.producer import NatsProducer
 
-VARIABLE = "UNISTREAM_NATS_URL"
-LIMIT = 20.0
-"""Seconds that a test waits for something that must come; only a failure takes that long."""
+__all__ = ["LIMIT", "QUIET", "Opened", "end", "ids", "message", "opened", "proxied", "quiet", "run", "take", "url"]
+
 QUIET = 0.8
 """Seconds for which something must not come: longer than one pull."""
 
 
 def url() -> str:
     """The NATS under test; `python -m tests.brokers run --only nats -- pytest …` sets it."""
-    try:
-        return os.environ[VARIABLE]
-    except KeyError:
-        pytest.fail(f"{VARIABLE} is not set; run this with python -m tests.brokers run --only nats -- pytest …")
+    return url_of("UNISTREAM_NATS_URL", "nats")
 
 
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run an asynchronous test to its end."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(90):
-            await test()
-
-    asyncio.run(bounded())
-
-
-class Opened:
-    """A driver on the NATS under test, with what it emitted, and the client library beside it."""
+class Opened(support.Opened):
+    """A driver on the NATS under test, and the client library beside it."""
 
     def __init__(self, driver: Driver, events: list[Event], client: Client) -> None:
-        self.driver = driver
-        self.events = events
+        super().__init__(driver, events)
         self.client = client
-        self.name = f"t.{secrets.token_hex(6)}"
         self.stream = "us_" + self.name.replace(".", "~")
-        self.ended: list[Token] = []
-
-    @property
-    def lost(self) -> int:
-        """Messages reported lost so far."""
-        return sum(event.count or 0 for event in self.events if isinstance(event, DataLoss))
 
     def subject(self, partition: int = 0) -> str:
         """The subject of a partition of the test's topic."""
         return f"us.{self.name.replace('.', '~')}.{partition}"
-
-    async def topic(self, **settings: Any) -> TopicSpec:
-        """The test's topic."""
-        return await self.driver.create_topic(TopicSpec(self.name, **settings))
-
-    async def group(self, name: str = "g", **settings: Any) -> GroupSpec:
-        """A group of the test's topic."""
-        return await self.driver.create_group(GroupSpec(self.name, name, **settings))
-
-    async def join(self, group: GroupSpec, max_in_flight: int = 100) -> NatsConsumer:
-        """A member of a group."""
-        topic = await self.driver.topic(self.name)
-
-        def lost(tokens: Any, why: str) -> None:
-            self.ended.extend(tokens)
-
-        consumer = await self.driver.consumer(group, topic, max_in_flight=max_in_flight, lost=lost)
-        return cast(NatsConsumer, consumer)
-
-    async def produce(self) -> NatsProducer:
-        """A producer of the test's topic."""
-        return cast(NatsProducer, await self.driver.producer(await self.driver.topic(self.name)))
-
-    async def publish(self, count: int, *, first: int = 0, key: bytes | None = None, partition: int = 0) -> None:
-        """Publish messages whose ids are their numbers."""
-        producer = await self.produce()
-        batch = [message(number, key=key, partition=partition) for number in range(first, first + count)]
-        for start in range(0, count, producer.batch_messages):
-            outcomes = await producer.publish(batch[start : start + producer.batch_messages], LIMIT)
-            failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-            assert not failed, failed
-        await producer.close()
 
     async def api(self, verb: str, **asked: Any) -> dict[str, Any]:
         """Ask JetStream by the client library."""
@@ -130,18 +61,11 @@ class Opened:
         return found
 
 
-def message(number: int, *, key: bytes | None = None, partition: int = 0) -> RawMessage:
-    """A message whose id and body are a number."""
-    return RawMessage(str(number), str(number).encode(), key, (), partition)
-
-
 @asynccontextmanager
-async def opened(address: str | None = None, kind: type[NatsDriver] = NatsDriver) -> AsyncIterator[Opened]:
+async def opened(address: str | None = None, kind: type[Driver] = NatsDriver) -> AsyncIterator[Opened]:
     """A checked driver; the test's topic is deleted at the end."""
-    driver_class = checked(kind)
     events: list[Event] = []
-    driver = driver_class(parse_target(address or url(), driver_class), events.append)
-    await driver.open()
+    driver = await open_driver(kind, address or url(), events)
     client = await nats.connect(url())
     here = Opened(driver, events, client)
     try:
@@ -152,117 +76,16 @@ async def opened(address: str | None = None, kind: type[NatsDriver] = NatsDriver
         await client.close()
 
 
-async def take(consumer: NatsConsumer, count: int, limit: int = 100) -> list[RawDelivery]:
-    """Receive until `count` deliveries came."""
-    deliveries: list[RawDelivery] = []
-    async with asyncio.timeout(LIMIT):
-        while len(deliveries) < count:
-            # Short, since a lease counts from the call.
-            deliveries += await consumer.receive(min(limit, count - len(deliveries)), 0.1)
-    return deliveries
-
-
-async def end(consumer: NatsConsumer, deliveries: list[RawDelivery], verb: Verb = Verb.ACK, delay: float = 0) -> None:
-    """Settle deliveries alike; none may be refused."""
-    outcomes = await consumer.settle([Settlement(delivery.token, verb, delay) for delivery in deliveries])
-    assert outcomes == [None] * len(deliveries)
+@asynccontextmanager
+async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> AsyncIterator[tuple[Opened, Proxy]]:
+    """A checked driver behind a proxy."""
+    async with proxy_for(NatsDriver) as proxy, opened(url() + options, proxy.driver) as here:
+        try:
+            yield here, proxy
+        finally:
+            proxy.heal()
 
 
 async def quiet(consumer: NatsConsumer) -> None:
     """Nothing comes."""
     assert await consumer.receive(100, QUIET) == []
-
-
-def ids(deliveries: list[RawDelivery]) -> list[str]:
-    """The ids of the messages delivered."""
-    return [delivery.message.id for delivery in deliveries]
-
-
-class Proxy:
-    """Stands between a driver and NATS: cuts connections, freezes them, or swallows the server's replies."""
-
-    def __init__(self) -> None:
-        self.upstream = ("", 0)
-        self.address = ("", 0)
-        self.deaf = False
-        self.refuse = False
-        self._open = asyncio.Event()
-        self._open.set()
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._pipes: set[asyncio.Task[None]] = set()
-
-    def driver(self) -> type[NatsDriver]:
-        """The driver's class, with every connection going through here."""
-        proxy = self
-
-        class Proxied(NatsDriver):
-            def dial(self, host: str, port: int) -> tuple[str, int]:
-                proxy.upstream = (host, port)
-                return proxy.address
-
-        return Proxied
-
-    def cut(self) -> None:
-        """Close every connection at once."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    def freeze(self) -> None:
-        """Let no byte through, in either direction; connections stay open."""
-        self._open.clear()
-
-    def thaw(self) -> None:
-        """Let bytes through again."""
-        self._open.set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pipe one connection."""
-        if self.refuse:
-            writer.transport.abort()
-            return
-        up_reader, up_writer = await asyncio.open_connection(*self.upstream)
-        self._writers |= {writer, up_writer}
-        pipes = [
-            asyncio.create_task(self._pipe(reader, up_writer, False)),
-            asyncio.create_task(self._pipe(up_reader, writer, True)),
-        ]
-        self._pipes.update(pipes)
-        await asyncio.wait(pipes)
-
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
-        try:
-            while data := await reader.read(65536):
-                await self._open.wait()
-                if not (replies and self.deaf):
-                    writer.write(data)
-                    await writer.drain()
-        except OSError:
-            writer.transport.abort()
-        writer.close()
-
-    async def stop(self) -> None:
-        """End all pipes."""
-        self.refuse = True
-        self.cut()
-        for pipe in self._pipes:
-            pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
-
-
-@asynccontextmanager
-async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> AsyncIterator[tuple[Opened, Proxy]]:
-    """A checked driver behind a proxy."""
-    proxy = Proxy()
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.address = server.sockets[0].getsockname()[:2]
-    try:
-        async with opened(url() + options, proxy.driver()) as here:
-            try:
-                yield here, proxy
-            finally:
-                proxy.thaw()
-                proxy.deaf = proxy.refuse = False
-    finally:
-        server.close()
-        await proxy.stop()
-        await server.wait_closed()

@@ -153,3 +153,38 @@ def test_nothing_confirmed_is_lost_when_the_server_fails(fault: str, tmp_path: P
         await asyncio.to_thread(server.start)
 
     run(test)
+
+
+def test_no_delay_is_cut_short_by_a_server_that_was_killed(tmp_path: Path) -> None:
+    """The server writes whole seconds down; over a kill -9 a nacked message comes no earlier than it was to."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        with local("nats", tmp_path) as server:
+            async with client(server.url) as here:
+                await here.create_topic("t")
+                group = here.group("g", "t", lease=2.0)
+                async with group.consumer() as consumer, here.producer("t") as producer:
+                    nacked: dict[str, float] = {}
+                    # Spread over a second, so that the clock cuts off all parts of one.
+                    for _ in range(6):
+                        await producer.publish(b"x")
+                        delivery = await consumer.receive(LIMIT)
+                        assert delivery is not None
+                        nacked[delivery.id] = loop.time()
+                        await delivery.nack(3.0)
+                        await asyncio.sleep(0.17)
+                    await asyncio.to_thread(server.kill9)
+                    await asyncio.to_thread(server.start)
+                    waited: dict[str, float] = {}
+                    for _ in range(6):
+                        delivery = await consumer.receive(LIMIT)
+                        assert delivery is not None
+                        waited[delivery.id] = loop.time() - nacked[delivery.id]
+                        assert delivery.attempt == 2
+                        await delivery.ack(confirm=True)
+
+            assert waited.keys() == nacked.keys()
+            assert min(waited.values()) >= 2.99
+
+    run(test)

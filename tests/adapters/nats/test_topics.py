@@ -351,7 +351,7 @@ def test_a_dead_server_is_an_error_in_time() -> None:
             proxy.freeze()
             started = time.monotonic()
             with pytest.raises(BrokerUnavailableError):
-                async with opened(url() + "?connect_timeout=0.5", proxy.driver()):
+                async with opened(url() + "?connect_timeout=0.5", proxy.driver):
                     pytest.fail("opened through a frozen proxy")
 
             assert time.monotonic() - started < 2.0

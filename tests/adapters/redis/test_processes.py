@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 import pytest
 
 import unistream
-from tests.adapters.redis.support import opened, run, url
+from tests.adapters.redis.support import opened, run
+from tests.brokers import local
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
 
@@ -38,14 +39,14 @@ class Span(NamedTuple):
 class Crew:
     """The members' processes."""
 
-    def __init__(self, topic: str, ordering: str, folder: Path) -> None:
-        self._topic, self._ordering, self._folder = topic, ordering, folder
+    def __init__(self, url: str, topic: str, ordering: str, folder: Path) -> None:
+        self._url, self._topic, self._ordering, self._folder = url, topic, ordering, folder
         self.members: list[Popen[bytes]] = []
 
     def start(self) -> None:
         """Start one more."""
         log = self._folder / str(len(self.members))
-        words = [url(), self._topic, "g", self._ordering, str(LEASE), str(log)]
+        words = [self._url, self._topic, "g", self._ordering, str(LEASE), str(log)]
         self.members.append(Popen([sys.executable, "-m", "tests.adapters.redis.worker", *words]))
 
     def spans(self) -> list[Span]:
@@ -67,9 +68,9 @@ class Crew:
 
 
 @contextmanager
-def crew(topic: str, ordering: str, folder: Path) -> Iterator[Crew]:
+def crew(url: str, topic: str, ordering: str, folder: Path) -> Iterator[Crew]:
     """A crew that is gone at the end, whatever happens."""
-    made = Crew(topic, ordering, folder)
+    made = Crew(url, topic, ordering, folder)
     try:
         yield made
     finally:
@@ -86,11 +87,16 @@ def test_members_killed_stopped_and_cut_off(ordering: Literal["none", "key"], tm
     killed, stopped = 0, 1
 
     async def test() -> None:
-        async with opened() as here, unistream.connect(url()) as client:
+        # A Redis of its own: every connection to it is cut.
+        with local("redis", tmp_path / "redis") as server:
+            await work(server.url)
+
+    async def work(url: str) -> None:
+        async with opened(url) as here, unistream.connect(url) as client:
             await client.create_topic(here.name, partitions=6, ordering=ordering)
             group = client.group("g", here.name, ordering=ordering, lease=LEASE, max_lease=60.0)
             await group.create()
-            with crew(here.name, ordering, tmp_path) as members:
+            with crew(url, here.name, ordering, tmp_path) as members:
                 for _ in range(3):
                     members.start()
                 async with client.producer(here.name) as producer:

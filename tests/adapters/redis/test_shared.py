@@ -378,7 +378,7 @@ def test_a_half_open_connection_is_noticed() -> None:
 
             assert time.monotonic() - started < 4.0
             proxy.cut()
-            proxy.thaw()
+            proxy.heal()
             await end(consumer, [first, second])
             await here.publish(1, first=2)
             assert ids(await take(consumer, 1)) == ["2"]

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.adapters.redis.support import end, ids, opened, proxied, quiet, run, take, url
-from unistream.driver.types import Connected, Disconnected, GroupSpec, Retention, TopicSpec
+from tests.adapters.redis.support import LIMIT, end, ids, opened, proxied, quiet, run, take, url
+from unistream.driver.types import Connected, Disconnected, GroupSpec, RawMessage, Retention, TopicSpec
 from unistream.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -84,6 +84,38 @@ def test_a_foreign_stream_is_adopted() -> None:
             ]
             await end(consumer, deliveries)
             assert (await here.driver.lag(here.name, "foreign")).messages == 0
+            await consumer.close()
+
+    run(test)
+
+
+def test_foreign_clients_read_and_write_keys_headers_and_ids() -> None:
+    """A bare XRANGE shows what was published, field by field; a bare XADD of the same fields is the same message."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic()
+            consumer = await here.join(await here.group())
+            sent = RawMessage("id 1", b"\x00body", b"k\xff", (("a", b"1"), ("A", b"\xfe")), 0)
+            producer = await here.produce()
+            [receipt] = await producer.publish([sent], LIMIT)
+            await producer.close()
+            stream = f"us:{{{here.name}}}:stream"
+            [(identity, fields)] = await here.redis.xrange(stream)
+
+            assert identity.decode() == receipt.position
+            assert list(fields.items()) == [
+                (b"value", b"\x00body"),
+                (b"a", b"1"),
+                (b"A", b"\xfe"),
+                (b"unistream-id", b"id 1"),
+                (b"unistream-v", b"1"),
+                (b"unistream-key", b"k\xff"),
+            ]
+            await here.redis.xadd(stream, fields)
+            ours, theirs = await take(consumer, 2)
+            assert ours.message == theirs.message == sent
+            await end(consumer, [ours, theirs])
             await consumer.close()
 
     run(test)
