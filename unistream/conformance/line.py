@@ -49,6 +49,7 @@ class Line:
         """So many seconds pass before a call reaches the broker."""
         self.hits = 0
         """How many calls met a fault: the proof that it took effect."""
+        self._cut = False
         self._dead = False
         self._buried = False
         self._waiting: set[asyncio.Future[None]] = set()
@@ -69,6 +70,22 @@ class Line:
         for call in self._calls:
             call.cancel()
 
+    def interrupt(self) -> None:
+        """Lose the connection: calls under way fail, and all others until `restore`."""
+        if self.proxy is not None:
+            self.proxy.refuse()
+            self.proxy.reset()
+            return
+        self._cut = True
+        for call in self._calls:
+            call.cancel()
+
+    def restore(self) -> None:
+        """Let calls through again after `interrupt`."""
+        self._cut = False
+        if self.proxy is not None:
+            self.proxy.heal()
+
     def bury(self) -> None:
         """End every call that waits on the dead line, and refuse new ones, so that the client can be closed."""
         self._dead = self._buried = True
@@ -83,18 +100,24 @@ class Line:
         Make a call over the line.
 
         Raises:
-            BrokerUnavailableError: The line is dead and buried.
+            BrokerUnavailableError: The line is interrupted, or dead and buried.
         """
         if self.latency:
             self.hits += 1
             await asyncio.sleep(self.latency)
         if self._dead:
             return await self._nothing()
+        if self._cut:
+            self.hits += 1
+            raise BrokerUnavailableError("the line is interrupted")
         task: asyncio.Future[T] = asyncio.ensure_future(resolve(call()))
         self._calls.add(task)
         try:
             result = await task
         except asyncio.CancelledError:
+            if self._cut and task.cancelled():
+                self.hits += 1
+                raise BrokerUnavailableError("the line was interrupted") from None
             if not self._dead:
                 raise
             return await self._nothing()

@@ -15,6 +15,7 @@ from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer
 from unistream.driver.contract import ConsumerDriver, Driver
 from unistream.driver.types import (
     GroupSpec,
+    MaybeAwaitable,
     PublishOutcome,
     RawDelivery,
     RawMessage,
@@ -24,7 +25,7 @@ from unistream.driver.types import (
     Token,
     Verb,
 )
-from unistream.errors import LeaseLostError
+from unistream.errors import BrokerUnavailableError, LeaseLostError
 
 GHOST = "ghost-"
 LAST_MOMENT = 0.97
@@ -130,6 +131,30 @@ def lost_ack_accepted() -> Iterator[None]:
 
     with patch.object(unistream.Delivery, "ack", obliging):
         yield
+
+
+@saboteur("release-when-cut", "GRP-2", by=("grp.exclusive-over-outage",))
+class ReleaseWhenCut(ConsumerLayer):
+    """Gives away what its member holds when the connection is lost, although the leases go on."""
+
+    def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
+        super().__init__(inner, driver, group, max_in_flight)
+        self._held: set[Token] = set()
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Give everything back when it is cut short."""
+        try:
+            batch = await resolve(self.inner.receive(limit, timeout))
+        except (asyncio.CancelledError, BrokerUnavailableError):
+            start(self.inner.settle([Settlement(token, Verb.RELEASE) for token in self._held]))
+            raise
+        self._held |= {each.token for each in batch}
+        return batch
+
+    def settle(self, batch: Sequence[Settlement]) -> MaybeAwaitable[list[SettleOutcome]]:
+        """Forget what is settled."""
+        self._held -= {each.token for each in batch}
+        return self.inner.settle(batch)
 
 
 class _Naps(ConsumerLayer):
