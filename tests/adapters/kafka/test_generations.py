@@ -1,0 +1,83 @@
+"""A group on a real Kafka while it forms its next generation: what goes on, and what a member's word is worth."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.adapters.kafka.support import Proxy, end, ids, opened, run, settle, take, url
+from unistream.driver.types import Verb
+
+pytestmark = pytest.mark.kafka
+
+
+async def _proxied(stack: AsyncExitStack) -> Proxy:
+    proxy = Proxy()
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.address = server.sockets[0].getsockname()[:2]
+    stack.push_async_callback(proxy.stop)
+    stack.callback(server.close)
+    return proxy
+
+
+def test_a_group_that_waits_for_a_dead_member_goes_on() -> None:
+    """While the broker waits for a member that will not come, others are lent messages, and their acks are stored."""
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            here = await stack.enter_async_context(opened(f"{url()}?session_timeout=15"))
+            proxy = await _proxied(stack)
+            there = await stack.enter_async_context(opened(f"{url()}?session_timeout=15", proxy.driver()))
+            await here.topic(partitions=1)
+            group = await here.group()
+            there.name = here.name
+            one = await here.join(group)
+            dead = await there.join(group)
+            stack.callback(proxy.thaw)
+            proxy.freeze()
+            joining = asyncio.create_task(here.join(group))
+            loop = asyncio.get_running_loop()
+            # The first member hears of the gathering by a heartbeat, of which there are two a second.
+            ends, number, slowest = loop.time() + 4.0, 0, 0.0
+            while loop.time() < ends:
+                began = loop.time()
+                await here.publish(5, first=number)
+                await end(one, await take(one, 5))
+                number += 5
+                slowest = max(slowest, loop.time() - began)
+            assert not joining.done()
+            assert slowest < 3.0
+            assert await here.driver.lag(here.name, "g") == (0, True)
+            assert here.ended == []
+            proxy.thaw()
+            for member in (await joining, one, dead):
+                await member.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("verb", [Verb.NACK, Verb.RELEASE])
+def test_what_was_nacked_is_no_suspect_for_the_next_owner(verb: Verb) -> None:
+    """A message that a member nacked, or gave back after a nack, is lent beside others once that member has left."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic()
+            group = await here.group()
+            one = await here.join(group)
+            await here.publish(3)
+            await end(one, await take(one, 3), Verb.NACK)
+            again = await take(one, 3)
+            assert await settle(one, again, verb) == [None] * 3
+            await one.close()
+            two = await here.join(group)
+            got = await take(two, 3)
+
+            assert sorted(ids(got)) == ["0", "1", "2"]
+            assert {(each.attempt, each.suspect) for each in got} == {(3 if verb is Verb.NACK else 2, False)}
+            await end(two, got)
+            await two.close()
+
+    run(test)
