@@ -47,7 +47,7 @@ class AckOnReceive(ConsumerLayer):
         return [None for _ in tokens]
 
 
-@saboteur("ack-local-only", "DEL-1", "DEL-9", by=("reb.settle-during",))
+@saboteur("ack-local-only", "DEL-1", "DEL-9")
 class AckLocalOnly(ConsumerLayer):
     """Says that it acked, and tells nobody."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import ClassVar
 
 from unistream.conformance.saboteurs.settling import DelayInMemory
 from unistream.conformance.saboteurs.table import saboteur
@@ -22,6 +23,7 @@ from unistream.driver.types import (
     SettleOutcome,
     Target,
     Token,
+    TopicSpec,
     Verb,
 )
 from unistream.errors import BrokerUnavailableError, LeaseLostError, NotPublishedError, PublishUnknownError
@@ -337,6 +339,25 @@ class SilentGap(_Bitten):
 # The broker that comes up again
 
 
+class _Remembering(_Noticing):
+    """Counts the connections that any driver of this process lost, for each topic since it was created."""
+
+    lost_by_all: ClassVar[int] = 0
+    known: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:
+        def heard(event: Event) -> None:
+            _Remembering.lost_by_all += isinstance(event, Disconnected)
+            emit(event)
+
+        super().__init__(target, heard)
+
+    async def create_topic(self, spec: TopicSpec) -> TopicSpec:
+        """Begin to count."""
+        self.known[spec.name] = self.lost_by_all
+        return await super().create_topic(spec)
+
+
 @saboteur(
     "forgets-over-restart",
     "PUB-1",
@@ -344,19 +365,20 @@ class SilentGap(_Bitten):
     "GRP-6",
     by=("dur.clean-restart", "dur.group-survives"),
     needs=("hook:restart",),
-    driver=_Noticing,
+    driver=_Remembering,
 )
-class ForgetsOverRestart(_Bitten):
-    """Lets the first messages after a lost connection vanish, as a log that was not written to the end does."""
+class ForgetsOverRestart(ConsumerLayer):
+    """Lets some messages vanish once a connection was lost, as a log that was not written to the end does."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Ack the first batch in silence."""
-        batch = await resolve(self.inner.receive(min(limit, 3) if self.bitten else limit, timeout))
-        if self.bitten and batch:
-            self.forgive()
+        """Ack the first few in silence."""
+        if _Remembering.known.get(self.group.topic, 0) == _Remembering.lost_by_all:
+            return await resolve(self.inner.receive(limit, timeout))
+        batch = await resolve(self.inner.receive(min(limit, 3), timeout))
+        if batch:
+            _Remembering.known[self.group.topic] = _Remembering.lost_by_all
             await resolve(self.inner.settle([Settlement(each.token, Verb.ACK) for each in batch]))
-            return []
-        return batch
+        return []
 
 
 @saboteur("count-forgotten", "DEL-4", by=("dur.count-survives",), needs=("hook:restart",), driver=_Noticing)
