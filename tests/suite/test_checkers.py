@@ -415,6 +415,21 @@ def test_a_duplicate_is_excused_where_nothing_removes_it_and_a_fault_came_betwee
     assert told(story.event("fault", since=1.0, note="connection"), terms) == set()
 
 
+def test_what_a_stopped_process_hands_out_after_its_lease_is_no_lending() -> None:
+    """A member that was stopped hands out, when it goes on, what it had been lent before; who was not has no excuse."""
+
+    def story(stopped: bool) -> Story:
+        told = Story().publish("p.1").join("a").join("b").at(5)
+        told.deliver("l1", "p.1", "b", attempt=2).ack("l1").at(8)
+        if stopped:
+            told.event("fault", member="a", since=1.0, note="process stopped")
+        return told.deliver("l2", "p.1", "a", attempt=1, lease=-1.0).ack("l2", outcome="fail").drain()
+
+    excused = told(story(stopped=True))
+    assert {rule for _, rule in told(story(stopped=False))} - {rule for _, rule in excused} >= {"DEL-1", "DEL-9"}
+    assert not {rule for _, rule in excused} & {"DEL-1", "DEL-9", "GRP-2"}
+
+
 def test_a_seek_excuses_what_it_moves() -> None:
     """After a seek settled messages come again, in any order, and none of it counts against the broker."""
     story = good_start().ack("l1").at(2).event("seek", phase="ok", topic="t", group="g")

@@ -156,8 +156,11 @@ class Run:
         self.ended = history[len(history) - 1].at if len(history) else 0
         self._calls: dict[tuple[str, int, int], Operation] = {}
         self._segments: dict[tuple[str, str | None], int] = defaultdict(int)
+        self._stale: list[Lending] = []
         for index, event in enumerate(history):
             self._read(index, event)
+        for lending in self._stale:
+            self._forget_stale(lending)
 
     def group(self, where: Where) -> Group:
         """Return the group, making a record of it when it was not known before."""
@@ -294,8 +297,25 @@ class Run:
         if member is not None and event.since is not None:
             member.idle.append((event.since, event.at))
         self.lendings[lending.name] = lending
+        if event.until is not None and event.until <= event.at:
+            self._stale.append(lending)
         if event.msg is not None:
             group.by_msg[copy_name(event.msg, event.origin)].append(lending)
+
+    def _forget_stale(self, lending: Lending) -> None:
+        """
+        Leave out a lending whose lease was over when it was handed out, if its process was stopped meanwhile.
+
+        The broker had lent it before the stop, perhaps before others were lent the message that the history has first.
+        """
+        if lending.msg is None or not self.disturbed(lending.member, lending.until or lending.at, lending.at):
+            return
+        group = self.group(lending.where)
+        group.lendings.remove(lending)
+        copies = group.by_msg[copy_name(lending.msg, lending.origin)]
+        copies.remove(lending)
+        if not copies:
+            del group.by_msg[copy_name(lending.msg, lending.origin)]
 
     def _read_settle(self, index: int, event: Event) -> None:
         lending = self.lendings[event.lending or ""]
