@@ -58,6 +58,23 @@ class AckLocalOnly(ConsumerLayer):
         return [None if each.verb is Verb.ACK else next(answers) for each in batch]
 
 
+@saboteur("forget-some-acks", "DEL-1", "DEL-9", by=("reb.settle-during",))
+class ForgetSomeAcks(ConsumerLayer):
+    """Says yes to every seventh ack, and forgets it."""
+
+    _count = 0
+
+    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
+        """Drop one in seven."""
+        sent = []
+        for each in batch:
+            self._count += each.verb is Verb.ACK
+            if each.verb is not Verb.ACK or self._count % 7:
+                sent.append(each)
+        answers = iter(await resolve(self.inner.settle(sent)) if sent else [])
+        return [next(answers) if each in sent else None for each in batch]
+
+
 @saboteur("ack-all", "GRP-1", "DEL-1", "DEL-2")
 class AckAll(ConsumerLayer):
     """Acks everything lent before the acked delivery too."""

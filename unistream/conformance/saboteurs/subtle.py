@@ -286,7 +286,7 @@ class StrandsOnLeave(ConsumerLayer):
         """Go away without a word to the broker."""
 
 
-@saboteur("acks-dropped-on-leave", "DEL-1", "DEL-9", by=("shu.rolling-restart", "reb.settle-during"))
+@saboteur("acks-dropped-on-leave", "DEL-1", "DEL-9", by=("shu.rolling-restart",))
 class AcksDroppedOnLeave(ConsumerLayer):
     """Collects acks for a moment, says yes to them, and forgets them when it leaves meanwhile."""
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import ClassVar
 
-from unistream.conformance.saboteurs.settling import DelayInMemory
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve, start
 from unistream.driver.contract import ConsumerDriver, Driver
@@ -22,9 +20,6 @@ from unistream.driver.types import (
     Settlement,
     SettleOutcome,
     Target,
-    Token,
-    TopicSpec,
-    Verb,
 )
 from unistream.errors import BrokerUnavailableError, LeaseLostError, NotPublishedError, PublishUnknownError
 
@@ -175,7 +170,7 @@ class HidesCause(DriverLayer):
 # Consumers
 
 
-class _Noticing(DriverLayer):
+class Noticing(DriverLayer):
     """Counts the connections that it hears were lost."""
 
     def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:
@@ -188,7 +183,7 @@ class _Noticing(DriverLayer):
         super().__init__(target, heard)
 
 
-class _Bitten(ConsumerLayer):
+class Bitten(ConsumerLayer):
     """Behaves until its connection has failed."""
 
     def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
@@ -198,12 +193,12 @@ class _Bitten(ConsumerLayer):
     @property
     def bitten(self) -> bool:
         """Whether a connection was lost since `forgive`."""
-        assert isinstance(self.driver, _Noticing)
+        assert isinstance(self.driver, Noticing)
         return self.driver.lost > self._forgiven
 
     def forgive(self) -> None:
         """Behave again until the next one."""
-        assert isinstance(self.driver, _Noticing)
+        assert isinstance(self.driver, Noticing)
         self._forgiven = self.driver.lost
 
 
@@ -213,9 +208,9 @@ class _Bitten(ConsumerLayer):
     "GRP-4",
     by=("net.half-open", "net.flap", "net.ack-path-lost", "dur.consumer-rides-through", "dur.pause"),
     needs=WIRE,
-    driver=_Noticing,
+    driver=Noticing,
 )
-class NoReconnectConsumer(_Bitten):
+class NoReconnectConsumer(Bitten):
     """Stays a member without work once its connection was lost."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
@@ -243,8 +238,8 @@ class BusyReconnect(ConsumerLayer):
                 await asyncio.sleep(0.01)
 
 
-@saboteur("truncate-on-cut", "GRP-1", by=("net.cut-mid-delivery",), needs=WIRE, driver=_Noticing)
-class TruncateOnCut(_Bitten):
+@saboteur("truncate-on-cut", "GRP-1", by=("net.cut-mid-delivery",), needs=WIRE, driver=Noticing)
+class TruncateOnCut(Bitten):
     """Hands on half of the first large body after its connection was lost."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
@@ -290,8 +285,8 @@ class ConfirmEarly(ConsumerLayer):
         return [None for _ in kept]
 
 
-@saboteur("forget-loans", "DEL-7", by=("ack.after-reconnect",), needs=WIRE, driver=_Noticing)
-class ForgetLoans(_Bitten):
+@saboteur("forget-loans", "DEL-7", by=("ack.after-reconnect",), needs=WIRE, driver=Noticing)
+class ForgetLoans(Bitten):
     """Forgets what it holds when its connection is lost, although the broker does not."""
 
     def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
@@ -320,8 +315,8 @@ class ForgetLoans(_Bitten):
         ]
 
 
-@saboteur("silent-gap", "GRP-5", by=("net.ephemeral-gap",), needs=WIRE, driver=_Noticing)
-class SilentGap(_Bitten):
+@saboteur("silent-gap", "GRP-5", by=("net.ephemeral-gap",), needs=WIRE, driver=Noticing)
+class SilentGap(Bitten):
     """Skips what an ephemeral group missed while its connection was down, and tells nobody."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
@@ -334,70 +329,6 @@ class SilentGap(_Bitten):
             await resolve(self.inner.receive(limit, HASTE / 3))
         self.forgive()
         return []
-
-
-# The broker that comes up again
-
-
-class _Remembering(_Noticing):
-    """Counts the connections that any driver of this process lost, for each topic since it was created."""
-
-    lost_by_all: ClassVar[int] = 0
-    known: ClassVar[dict[str, int]] = {}
-
-    def __init__(self, target: Target, emit: Callable[[Event], None]) -> None:
-        def heard(event: Event) -> None:
-            _Remembering.lost_by_all += isinstance(event, Disconnected)
-            emit(event)
-
-        super().__init__(target, heard)
-
-    async def create_topic(self, spec: TopicSpec) -> TopicSpec:
-        """Begin to count."""
-        self.known[spec.name] = self.lost_by_all
-        return await super().create_topic(spec)
-
-
-@saboteur(
-    "forgets-over-restart",
-    "PUB-1",
-    "GRP-1",
-    "GRP-6",
-    by=("dur.clean-restart", "dur.group-survives"),
-    needs=("hook:restart",),
-    driver=_Remembering,
-)
-class ForgetsOverRestart(ConsumerLayer):
-    """Lets some messages vanish once a connection was lost, as a log that was not written to the end does."""
-
-    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Ack the first few in silence."""
-        if _Remembering.known.get(self.group.topic, 0) == _Remembering.lost_by_all:
-            return await resolve(self.inner.receive(limit, timeout))
-        batch = await resolve(self.inner.receive(min(limit, 3), timeout))
-        if batch:
-            _Remembering.known[self.group.topic] = _Remembering.lost_by_all
-            await resolve(self.inner.settle([Settlement(each.token, Verb.ACK) for each in batch]))
-        return []
-
-
-@saboteur("count-forgotten", "DEL-4", by=("dur.count-survives",), needs=("hook:restart",), driver=_Noticing)
-class CountForgotten(_Bitten):
-    """Counts attempts from one again once a connection was lost."""
-
-    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Call everything the first attempt."""
-        batch = await resolve(self.inner.receive(limit, timeout))
-        return [each._replace(attempt=1) for each in batch] if self.bitten else batch
-
-
-@saboteur("delay-forgotten", "DEL-2", by=("dur.delay-survives",), needs=("hook:kill9",), driver=_Noticing)
-class DelayForgotten(_Bitten, DelayInMemory):
-    """Keeps delayed nacks in its own memory, and forgets them with its connection."""
-
-    def _give_back(self, token: Token) -> None:
-        if not self.bitten:
-            super()._give_back(token)
 
 
 # The harness itself
