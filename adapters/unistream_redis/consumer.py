@@ -148,8 +148,9 @@ class RedisConsumer(ConsumerDriver):
         """Keep the membership while nobody calls `receive`."""
         rested = 0.0
         while True:
-            await asyncio.sleep(beat_every(self._group))
-            rested += beat_every(self._group)
+            rest = self._rest()
+            await asyncio.sleep(rest)
+            rested += rest
             try:
                 await self._live()
                 if rested >= BEAT_EVERY:
@@ -158,6 +159,10 @@ class RedisConsumer(ConsumerDriver):
             except (BrokerUnavailableError, TopicMissingError, GroupMissingError):
                 # Nothing depends on this one beat, and the next `receive` meets the same error and raises it.
                 continue
+
+    def _rest(self) -> float:
+        """Seconds until the next sign of life."""
+        return beat_every(self._group)
 
     @abstractmethod
     async def _live(self) -> None:

@@ -19,6 +19,12 @@ from unistream_redis.wire import Argument
 __all__ = ["OwningConsumer"]
 
 _TRIM_EVERY = 1000  # milliseconds
+_STANDS_STILL = 0.5
+"""Seconds for which a partition that is to leave lends nothing, waiting for what is lent; then it goes on for a while,
+since a slow handler of one message must not hold up all others of its partition."""
+_GOES_ON = 2.0
+_SHORT_REST = 0.25
+"""Seconds between two looks for a free partition while this member has less than its share."""
 
 
 class OwningConsumer(RedisConsumer):
@@ -38,6 +44,10 @@ class OwningConsumer(RedisConsumer):
         self._balancing = asyncio.Lock()
         self._gone: UnistreamError | None = None
         self._resigned = False
+        self._short = False
+
+    def _rest(self) -> float:
+        return min(_SHORT_REST, super()._rest()) if self._short else super()._rest()
 
     async def _enter(self) -> None:
         await self._reader.wire()
@@ -111,6 +121,7 @@ class OwningConsumer(RedisConsumer):
             await self._load([one for one in self._owned.values() if not one.loaded])
             self._give_away(share)
             await self._hand_over()
+            self._short = len(self._owned) < share
 
     async def _load(self, partitions: Sequence[Partition]) -> None:
         """Take over what the owners before left: what they lent without a word is a suspect."""
@@ -136,13 +147,27 @@ class OwningConsumer(RedisConsumer):
 
     def _give_away(self, share: int) -> None:
         """Mark what is beyond the share, what is easiest to give away first."""
-        easiest = sorted(self._owned.values(), key=lambda one: (not one.leaving, len(one.lent)))
+        now = self._loop.time()
+        easiest = sorted(self._owned.values(), key=lambda one: (not one.surplus, len(one.lent)))
+        beyond = len(self._owned) - share
         for at, partition in enumerate(easiest):
-            partition.leaving = at < len(self._owned) - share
+            partition.surplus = at < beyond
+            if not partition.surplus:
+                partition.leaving = False
+            elif not partition.leaving and partition.stay_until <= now:
+                partition.leaving = True
+                self._loop.call_later(_STANDS_STILL, self._go_on, partition)
+
+    def _go_on(self, partition: Partition) -> None:
+        """Lend from a partition again that did not get rid of what is lent in time; it is asked to leave later."""
+        if self._owned.get(partition.index) is partition and partition.leaving and partition.lent:
+            partition.leaving = False
+            partition.stay_until = self._loop.time() + _GOES_ON
+            self._signal.set()
 
     async def _hand_over(self) -> None:
         """Give away what is to be given away and of which nothing is lent."""
-        free = [one for one in self._owned.values() if one.leaving and not one.lent and not self._busy()]
+        free = [one for one in self._owned.values() if one.surplus and not one.lent and not self._busy()]
         if not free:
             return
         for partition in free:

@@ -47,7 +47,9 @@ class Partition:
         index: Its number.
         fence: Proof of ownership, unlike any before.
         valid_until: When the ownership ends unless it is renewed, by the loop's clock.
-        leaving: It is to be given away as soon as nothing is lent.
+        surplus: It is to be given away as soon as nothing is lent.
+        leaving: It stands still until then.
+        stay_until: Until when it is not asked to leave again, by the loop's clock: it had stood still for too long.
         doubtful: A reply was lost: something after `last` may be pending that is not known here.
         last: The id of the last entry read.
         loaded: What the owner before left has been taken over.
@@ -58,7 +60,9 @@ class Partition:
         self.index = index
         self.fence = fence
         self.valid_until = valid_until
+        self.surplus = False
         self.leaving = False
+        self.stay_until = 0.0
         self.doubtful = False
         self.loaded = False
         self.last = b"0-0"

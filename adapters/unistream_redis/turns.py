@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from unistream.driver.types import RawDelivery, Settlement, SettleOutcome, Token, Verb
-from unistream.errors import SettleError
+from unistream.errors import BrokerUnavailableError, SettleError
 from unistream_redis.consumer import Loan, Setting
 from unistream_redis.entries import message_of
 from unistream_redis.ownership import OwningConsumer
@@ -85,6 +86,10 @@ class TurnTakingConsumer(OwningConsumer):
                         held.count = max(0, held.count - 1)
                     partition.put_back(held, now + delay if verb is Verb.NACK and delay > 0 else 0.0)
         self._signal.set()
+        if any(partition.surplus and not partition.lent for partition in owned):
+            # If it fails they are free when their ownership ends.
+            with suppress(RedisError, BrokerUnavailableError):
+                await self._hand_over()
         return outcomes
 
     def _refused(self, loan: Loan) -> SettleError:

@@ -272,6 +272,30 @@ def test_a_partition_is_handed_over_when_its_loans_are_settled() -> None:
     run(test)
 
 
+def test_a_slow_handler_holds_up_its_key_only_while_its_partition_is_to_be_handed_over() -> None:
+    """A member joins while a message of each partition is in hand: other keys flow, and it gets its share later."""
+
+    async def test() -> None:
+        async with opened() as here:
+            group = await ordered(here, 2, lease=20.0)
+            by_side = [[b"%d" % n for n in range(99) if partition_for(b"%d" % n, 2) == side] for side in (0, 1)]
+            one = await here.join(group)
+            await publish(here, [by_side[0][0], by_side[1][0]], partitions=2)
+            slow = await take(one, 2)
+            two = await here.join(group)
+            await publish(here, [keys[at] for at in range(1, 9) for keys in by_side], first=2, partitions=2)
+            others = await take(one, 16, limit=4)
+            assert {delivery.message.id for delivery in others} == {str(number) for number in range(2, 18)}
+            await end(one, others)
+            await end(one, slow)
+            await publish(here, [keys[0] for keys in by_side], first=18, partitions=2)
+            assert ids(await take(one, 1)) != ids(await take(two, 1))
+            await one.close()
+            await two.close()
+
+    run(test)
+
+
 def test_a_dead_owners_messages_come_again_in_order_and_its_settles_are_fenced() -> None:
     """After the owner's lease others lend what it held, as suspects, then the rest; a late settle changes nothing."""
 
