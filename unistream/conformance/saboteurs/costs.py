@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -72,7 +73,8 @@ def more_handlers() -> Iterator[None]:
 @contextmanager
 def one_handler_thread() -> Iterator[None]:
     """Has one thread for all blocking handlers."""
-    with patch.object(sync, "ThreadPoolExecutor", lambda count, **options: ThreadPoolExecutor(1, **options)):
+    module = sys.modules[sync.Group.__module__]
+    with patch.object(module, "ThreadPoolExecutor", lambda count, **options: ThreadPoolExecutor(1, **options)):
         yield
 
 
