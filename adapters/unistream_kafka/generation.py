@@ -7,7 +7,10 @@ every lending waits for a commit, a group with a dead member would otherwise sta
 somebody joins or leaves.
 
 It also sends no heartbeats until it has its share. When the leader dies before it has shared out, everybody waits for
-the end of its session, and all sessions end with it: `beat` keeps them. Runs on the client's event loop.
+the end of its session, and all sessions end with it: `beat` keeps them.
+
+And it waits for its share only within a poll; one that comes between two polls it throws away, to join anew: a group
+whose leader does so goes round for ever. `keep_shares` keeps it. Runs on the client's event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from kafka.protocol.consumer import HeartbeatRequest, OffsetCommitRequest
 from kafka.protocol.metadata import MetadataResponse
 from kafka.structs import MemberState, OffsetAndMetadata
 
-__all__ = ["beat", "store"]
+__all__ = ["beat", "keep_shares", "store"]
 
 
 async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
@@ -91,6 +94,30 @@ async def beat(coordinator: Any) -> bool:
     except KafkaError:
         return False
     return for_code(response.error_code) in (NoError, RebalanceInProgressError)
+
+
+def keep_shares(coordinator: Any) -> None:
+    """
+    Have a ConsumerCoordinator take up the share that came while it was not polled, instead of asking for another one.
+
+    (`BaseCoordinator.join_group_async` starts a new task when the last one is done, also when nobody saw its result.)
+    """
+    ask, take_up = coordinator._do_join_and_sync_async, coordinator._on_join_complete_async
+    kept: list[tuple[Any, bytes]] = []
+
+    async def join() -> bytes:
+        if kept and kept[0][0] is coordinator._generation and coordinator.state is MemberState.REBALANCING:
+            return kept[0][1]
+        kept.clear()
+        share: bytes = await ask()
+        kept.append((coordinator._generation, share))
+        return share
+
+    async def joined(*arguments: Any) -> None:
+        kept.clear()
+        await take_up(*arguments)
+
+    coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join, joined
 
 
 def _node(coordinator: Any) -> Any:

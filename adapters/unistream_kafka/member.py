@@ -21,7 +21,7 @@ from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
-from unistream_kafka.generation import beat, store
+from unistream_kafka.generation import beat, keep_shares, store
 
 __all__ = ["Assigned", "Half", "Member"]
 
@@ -223,6 +223,7 @@ class Member:
             }
         client = connect(KafkaConsumer, self._place, **options)
         if self._group is not None:
+            keep_shares(client._coordinator)
             client._coordinator.poll = self._joining(client, client._coordinator.poll)
             client.subscribe([self._topic], listener=_Listener(self, client))
             self._learn(client)
