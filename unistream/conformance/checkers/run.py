@@ -201,6 +201,12 @@ class Run:
         if call.confirmed:
             return call.done
         flushed = call.done + round(terms.settle_flush * NANO)
+        if terms.rebalances:
+            # While a group waits for the end of a dead member's session, the broker may take nobody's settles.
+            recovery = round(terms.recover_within * NANO)
+            deaths = [each.died for each in self.group(lending.where).members if each.died is not None]
+            near = [died for died in deaths if died <= flushed and call.done <= died + recovery]
+            flushed = max([flushed, *(died + recovery for died in near)])
         member = self.members.get(lending.member)
         if member is not None and member.left is not None and member.left < flushed:
             flushed = member.left
