@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from math import inf
 from typing import Any
 
 from pika import BasicProperties
@@ -24,19 +23,19 @@ class Arrival:
     """
     A message that the broker pushed and that is not settled; `spent` lendings count before this one.
 
-    Of the times that it was lost, `most` count: who finds a lost message in the main queue does not lend it from there,
-    so at most one lending is behind it, however often it was lost.
+    Attributes:
+        suspect: Its member may have died of it: it is lent alone.
     """
 
     __slots__ = ("body", "message", "properties", "published_at", "spent", "suspect", "tag")
 
-    def __init__(self, method: Any, properties: BasicProperties, body: bytes, most: float) -> None:
+    def __init__(self, method: Any, properties: BasicProperties, body: bytes, suspect: bool) -> None:
         said = arrived(method, properties, body)
         self.tag: int = method.delivery_tag
         self.message: RawMessage = said.message
         self.published_at = said.published_at
-        self.spent = said.spent + int(min(said.lost, most))
-        self.suspect = said.lost > 0
+        self.spent = said.spent + said.lost
+        self.suspect = suspect or said.lost > 0
         self.properties = properties
         self.body = body
 
@@ -53,22 +52,22 @@ class Fetched:
         channel: The channel.
         epoch: Its number among the member's channels: half of every token, so that a token fits one channel only.
         wake: Called when there is something new to lend.
+        apart: There is a queue of suspects, to which the broker moves what is rejected.
 
     Attributes:
         open: Every unsettled delivery tag, in order.
         held: Those that are lent.
         over: The channel has ended, and with it everything here.
-        strays: What came back from a lost member, and must go to the queue of suspects before it is lent.
     """
 
-    def __init__(self, channel: Channel, epoch: int, wake: Callable[[], None]) -> None:
+    def __init__(self, channel: Channel, epoch: int, wake: Callable[[], None], *, apart: bool) -> None:
         self.channel = channel
         self.open: dict[int, None] = {}
         self.held: dict[Token, Arrival] = {}
         self.over = False
-        self.strays: deque[Arrival] = deque()
         self._epoch = epoch
         self._wake = wake
+        self._apart = apart
         self._buffer: deque[Arrival] = deque()
         self._suspects: deque[Arrival] = deque()
         self._suspect_was_last = False
@@ -76,16 +75,25 @@ class Fetched:
     # In
 
     def on_message(self, _: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-        """Take what the broker pushed from a queue of ordinary messages."""
-        arrival = Arrival(method, properties, body, 1)
-        self.open[arrival.tag] = None
-        (self.strays if arrival.suspect else self._buffer).append(arrival)
+        """Take what the broker pushed from a queue of ordinary messages; what a lost member had does not stay there."""
+        arrival = Arrival(method, properties, body, False)
+        if not arrival.suspect:
+            self.open[arrival.tag] = None
+            self._buffer.append(arrival)
+        elif self._apart:
+            # Nobody lends it from here, so one lending at most is behind it, however often it was returned. The broker
+            # moves it in one step; put there and acked by a member it would be in both when that died in between.
+            if self.channel.raw.is_open:
+                self.channel.raw.basic_reject(arrival.tag, requeue=False)
+            return
+        else:
+            self.open[arrival.tag] = None
+            self._suspects.append(arrival)
         self._wake()
 
     def on_suspect(self, _: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Take what the broker pushed from the queue of suspects."""
-        arrival = Arrival(method, properties, body, inf)
-        arrival.suspect = True
+        arrival = Arrival(method, properties, body, True)
         self.open[arrival.tag] = None
         self._suspects.append(arrival)
         self._wake()
@@ -95,12 +103,12 @@ class Fetched:
     @property
     def ready(self) -> bool:
         """Whether an ordinary message can be lent at once."""
-        return bool(self._buffer) and not self.strays
+        return bool(self._buffer)
 
     @property
     def unlent(self) -> bool:
         """Whether anything here is not lent."""
-        return bool(self._buffer or self._suspects or self.strays)
+        return bool(self._buffer or self._suspects)
 
     def take(self, limit: int) -> list[RawDelivery]:
         """Lend up to `limit` messages; a suspect alone, in turn with the others, so that many do not stop the group."""
@@ -126,26 +134,15 @@ class Fetched:
 
     def take_unlent(self) -> list[Arrival]:
         """Take out everything that is not lent: it is to be given back."""
-        left = [*self._buffer, *self._suspects, *self.strays]
-        for waiting in (self._buffer, self._suspects, self.strays):
-            waiting.clear()
-        return left
-
-    def take_strays(self) -> list[Arrival]:
-        """Take out what has to go to the queue of suspects."""
-        left = list(self.strays)
-        self.strays.clear()
+        left = [*self._suspects, *self._buffer]
+        self._suspects.clear()
+        self._buffer.clear()
         return left
 
     def put_first(self, arrivals: Iterable[Arrival]) -> None:
-        """Put back what was taken out and could not be given back: suspects apart, the others in front, in order."""
-        arrivals = list(arrivals)
-        self.strays.extendleft(reversed([each for each in arrivals if each.suspect]))
-        self._buffer.extendleft(reversed([each for each in arrivals if not each.suspect]))
-
-    def lend_alone(self, arrivals: Iterable[Arrival]) -> None:
-        """Let strays be lent from here, one at a time, where there is no queue of suspects for them."""
-        self._suspects.extend(arrivals)
+        """Put back what was taken out and could not be given back, in front, in order."""
+        for arrival in reversed(list(arrivals)):
+            (self._suspects if arrival.suspect else self._buffer).appendleft(arrival)
 
     # Ending
 
@@ -175,6 +172,14 @@ class Fetched:
         if not self.over and tag in self.open:
             del self.open[tag]
             self.channel.raw.basic_nack(tag, requeue=True)
+
+    def expire(self, tag: int, arrival: Arrival) -> None:
+        """The lease of a loan ended: it becomes a suspect, for others."""
+        if self._apart and not arrival.suspect and not self.over:
+            del self.open[tag]
+            self.channel.raw.basic_reject(tag, requeue=False)
+        else:
+            self.requeue(tag)
 
     def end(self) -> list[Token]:
         """The channel has ended; the loans that ended with it."""

@@ -44,6 +44,7 @@ _BROKER = frozenset(
 # With these the broker routes: it closes the channel when their values are not lists of text.
 _ROUTING = frozenset({"CC", "BCC"})
 _PERSISTENT = 2
+_DEATHS = "x-death"
 
 
 def _fits(headers: HeaderPairs) -> bool:
@@ -77,7 +78,7 @@ class Arrived(NamedTuple):
     Attributes:
         message: The message.
         published_at: Seconds since the epoch, by the publisher's clock.
-        spent: Lendings of it that are known to count.
+        spent: Lendings of it that are known to count; one for each time that it was rejected.
         lost: Times that it came back because a member or connection was lost, or gave it back unasked.
     """
 
@@ -90,21 +91,27 @@ class Arrived(NamedTuple):
 def arrived(method: Any, properties: BasicProperties, body: bytes) -> Arrived:
     """Read a delivery."""
     spent = lost = 0
-    partition = method.routing_key
+    partition, placed = method.routing_key, None
     pairs: list[tuple[str, bytes]] = []
     headers: Mapping[str, Any] | None = properties.headers
     if headers:
         for name, value in headers.items():
             if name == "x-delivery-count":
                 lost = int(value)
+            elif name == _DEATHS:
+                for death in value:
+                    if death["reason"] == "rejected":  # moved to the queue of suspects, after a lending each time
+                        spent += death["count"]
+                        partition = death["routing-keys"][0]
             elif name == ATTEMPTS:
-                spent = _number(value)
+                spent += _number(value)
             elif name == PARTITION:
-                partition = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+                placed = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
             elif name not in _BROKER:
                 pairs.append((name, value if type(value) is bytes else _bytes(value)))
     if method.redelivered and not lost:
         lost = 1  # a queue that does not count
+    partition = placed or partition
     said = _ENVELOPE.unwrap(pairs)
     time_ms = said.time_ms
     if time_ms is None and properties.timestamp:

@@ -1,8 +1,9 @@
 """Where it is written down which topics and groups there are: the last message of one stream queue.
 
 AMQP can't list exchanges, queues or their arguments, so a registry is kept: whoever changes it holds an exclusive queue
-as a lock, reads the last message, and appends the whole registry anew. Reading takes no lock. The broker removes old
-segments by itself; the last message is always in the newest one.
+as a lock, reads the last message, and appends the whole registry anew, on the connection that holds the lock: when its
+lock is lost, what is left of a change is lost with it. Reading takes no lock. The broker removes old segments by
+itself; the last message is always in the newest one.
 
 Measured on RabbitMQ 3.10.8: 3 ms to read, 1 ms to append. A stream is not synced with each write: after a power loss
 topics or groups created in the last moments may have to be created again; their messages are still there.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -21,7 +23,7 @@ from datetime import datetime
 from typing import Any
 
 from pika import BasicProperties
-from pika.exceptions import ChannelClosed
+from pika.exceptions import AMQPError, ChannelClosed
 
 from unistream.driver.types import GroupSpec, Retention, StartAt, TopicSpec
 from unistream.errors import BrokerUnavailableError, UnsupportedError
@@ -42,6 +44,7 @@ _STREAM = {
     "x-stream-max-segment-size-bytes": 8 * 1024 * 1024,
 }
 _READY = "ready"
+_log = logging.getLogger("unistream.driver.amqp")
 
 
 class State:
@@ -119,8 +122,8 @@ class Registry:
     Reads and changes the registry of one virtual host.
 
     Args:
-        control: The connection to read and lock on.
-        publishing: The connection to write on: while the server takes no messages, it reads nothing from it.
+        control: The connection to read on.
+        publishing: The connection to lock and write on: while the server takes no messages, it reads nothing from it.
         timeout: Seconds for one answer.
     """
 
@@ -133,12 +136,12 @@ class Registry:
 
     async def read(self) -> State:
         """The registry as it stands."""
-        return await self._read(locked=False)
+        return await self._read(None)
 
-    async def _read(self, *, locked: bool) -> State:
+    async def _read(self, lock: Channel | None) -> State:
         for _ in range(2):
             if not self._made:
-                await self._make(locked=locked)
+                await self._make(lock)
             try:
                 state = await self._last(self._timeout)
             except ChannelClosed as error:
@@ -161,10 +164,10 @@ class Registry:
         async with self._turn:
             lock = await self._lock()
             try:
-                state = await self._read(locked=True)
+                state = await self._read(lock)
 
                 async def store() -> None:
-                    await self._append(state.encode())
+                    await self._append(lock, state.encode())
 
                 yield state, store
             finally:
@@ -172,7 +175,7 @@ class Registry:
 
     # Storing
 
-    async def _make(self, *, locked: bool) -> None:
+    async def _make(self, held: Channel | None) -> None:
         """Declare the stream, and give it a first record if it has none."""
         wire = await self._control.wire()
         channel = await wire.channel()
@@ -190,38 +193,38 @@ class Registry:
         finally:
             await channel.close()
         if await self._last(_FIRST_READ_SECONDS) is None:
-            if locked:
-                await self._begin()
+            if held is not None:
+                await self._begin(held)
             else:
                 async with self._turn:
                     lock = await self._lock()
                     try:
-                        await self._begin()
+                        await self._begin(lock)
                     finally:
                         await asyncio.shield(self._unlock(lock))
         self._made = True
 
-    async def _begin(self) -> None:
+    async def _begin(self, lock: Channel) -> None:
         """Append the first record. A marker is read back first: what stood before it is never overwritten."""
-        await self._append(b"")
+        await self._append(lock, b"")
         state: State | None = None
         async with aclosing(self._records("first")) as records:
             async for body in records:
                 if not body:
                     break
                 state = State.decode(body)
-        await self._append((state or State()).encode())
+        await self._append(lock, (state or State()).encode())
 
-    async def _append(self, body: bytes) -> None:
-        publisher = await Publisher.open(await self._publishing.wire())
-        try:
-            batch: Batch = publisher.batch(1)
-            publisher.publish(batch, 0, "", REGISTRY, body, BasicProperties(delivery_mode=2, message_id="registry"))
-            publisher.flush()
-            async with asyncio.timeout(self._timeout):
+    async def _append(self, lock: Channel, body: bytes) -> None:
+        async with asyncio.timeout(self._timeout):
+            publisher = await Publisher.open(lock.wire)
+            try:
+                batch: Batch = publisher.batch(1)
+                publisher.publish(batch, 0, "", REGISTRY, body, BasicProperties(delivery_mode=2, message_id="registry"))
+                publisher.flush()
                 await batch.done
-        finally:
-            await publisher.close()
+            finally:
+                await publisher.close()
         [fate] = batch.fates
         if isinstance(fate, BaseException):
             raise fate
@@ -265,25 +268,40 @@ class Registry:
         loop = asyncio.get_running_loop()
         until = loop.time() + _LOCK_SECONDS
         while True:
-            wire = await self._control.wire()
-            channel = await wire.channel()
+            if self._publishing.blocked is not None:
+                raise BrokerUnavailableError(
+                    f"topics and groups can't change: RabbitMQ takes no messages just now ({self._publishing.blocked})",
+                    driver="amqp",
+                )
+            channel = await (await self._publishing.wire()).channel()
             try:
-                await channel.call(channel.raw.queue_declare, LOCK, exclusive=True)
+                async with asyncio.timeout(self._timeout):
+                    await channel.call(channel.raw.queue_declare, LOCK, exclusive=True)
             except ChannelClosed as error:
                 if code_of(error) != RESOURCE_LOCKED:
-                    raise
+                    raise  # there is no lock to give up: the channel is closed
                 if loop.time() > until:
                     raise BrokerUnavailableError(
                         f"another client holds the registry's lock ({LOCK!r}) for {_LOCK_SECONDS:g} s", driver="amqp"
                     ) from error
                 await asyncio.sleep(_RETRY_SECONDS * (1 + 3 * random.random()))
+            except BaseException:
+                await asyncio.shield(self._unlock(channel))
+                raise
             else:
                 return channel
 
     async def _unlock(self, channel: Channel) -> None:
-        if channel.error is None:
-            await channel.call(channel.raw.queue_delete, LOCK)
-            await channel.close()
+        """Give the lock up."""
+        try:
+            if channel.error is None:
+                async with asyncio.timeout(self._timeout):
+                    await channel.call(channel.raw.queue_delete, LOCK)
+                    await channel.close()
+        except (AMQPError, TimeoutError) as error:
+            # The connection is lost, and the lock with it; or the server reads nothing from it for now, and will find
+            # what was asked of it once it does.
+            _log.info("the registry's lock was not given up in time: %r", error)
 
 
 def _topic_spec(name: str, said: dict[str, Any]) -> TopicSpec:

@@ -32,18 +32,29 @@ class Returns:
         queues = self._setting.queues
         if settlement.verb is Verb.NACK:
             return arrival.hop(queues.again, settlement.delay, arrival.spent + 1)
-        if settlement.verb is Verb.EXPIRE:
-            return arrival.hop(queues.suspects, 0.0, arrival.spent + 1)
         return self._untouched(arrival)
 
     def _untouched(self, arrival: Arrival) -> Hop:
         queues = self._setting.queues
         return arrival.hop(queues.suspects if arrival.suspect else queues.again, 0.0, arrival.spent)
 
+    async def put(self, fetched: Fetched, hops: Sequence[Hop]) -> None:
+        """
+        Put back what came over this channel, so that it can be acked there.
+
+        Raises:
+            What happened: The channel has ended, or any of it may be there now.
+        """
+        if hops:
+            # A channel that is dead and does not know it yet has given the messages back already: they would be there
+            # twice.
+            await fetched.channel.catch_up()
+            await self._setting.relay.put(hops)
+
     async def unlent(self, fetched: Fetched, left: Sequence[Arrival]) -> None:
         """Put back what was not lent, with the lendings it had; when that fails it is all among the fetched again."""
         try:
-            await self._setting.relay.put([self._untouched(arrival) for arrival in left])
+            await self.put(fetched, [self._untouched(arrival) for arrival in left])
         except BaseException:
             if not fetched.over:
                 fetched.put_first(left)
@@ -69,7 +80,7 @@ class Returns:
         try:
             rest = await relay.remainder(delay)
             if not fetched.over:
-                await relay.put([arrival.hop(self._setting.queues.again, rest, arrival.spent + 1)])
+                await self.put(fetched, [arrival.hop(self._setting.queues.again, rest, arrival.spent + 1)])
                 fetched.ack([arrival.tag])
         except Exception as error:
             _log.info("%s: keeps a nacked message itself: %s", self._setting.what, error)

@@ -2,11 +2,11 @@
 
 A loan belongs to its channel. When the channel ends, for whatever reason, the broker gives the messages to others at
 once; the loans are lost here. What comes back that way may have killed its member, so it is never lent beside others:
-it is moved, confirmed, into the group's queue of suspects, which every member consumes one message at a time. So a
-message that was only prefetched beside a deadly one has one attempt more, once.
+it is rejected, and the broker moves it to the group's queue of suspects, which every member consumes one message at a
+time. So a message that was only prefetched beside a deadly one has one attempt more, once.
+The message of an ended lease goes the same way.
 
-Everything else that comes back (a nack, an ended lease, a message given back) is published anew with its count in a
-header, confirmed, and only then acked.
+What is nacked or given back is published anew with its count in a header, confirmed, and only then acked.
 
 The broker pushes whether this member is asked for messages or not. One that is not asked, while others are there,
 rests: it gives back what it has not lent, and stops consuming until it is asked again.
@@ -51,7 +51,7 @@ class SharedConsumer(ConsumerDriver):
         self._joined_before = False
         self._returns = Returns(setting)
         self._settled_before: set[Token] = set()
-        # Joining, resting, moving suspects: one of these at a time, and whole.
+        # Joining, resting: one of these at a time, and whole.
         self._step: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._asked = True
@@ -76,7 +76,7 @@ class SharedConsumer(ConsumerDriver):
         try:
             channel = await (await setting.consuming.wire()).channel()
             self._epoch += 1
-            fetched = self._fetched = Fetched(channel, self._epoch, self._wake)
+            fetched = self._fetched = Fetched(channel, self._epoch, self._wake, apart=not setting.group.ephemeral)
             channel.raw.add_on_cancel_callback(lambda _: self._ended(fetched, "the broker ended its consumer"))
             if setting.group.ephemeral:
                 await declare_ephemeral(channel, setting)
@@ -168,8 +168,6 @@ class SharedConsumer(ConsumerDriver):
                 await self._whole(self.join())
             elif not self._tags:
                 await self._whole(self._resume(fetched))
-            elif fetched.strays:
-                await self._whole(self._quarantine(fetched))
             else:
                 taken = fetched.take(limit)
                 if taken or timeout <= 0 or self._loop.time() >= until:
@@ -194,21 +192,6 @@ class SharedConsumer(ConsumerDriver):
     def _did(self, _: asyncio.Task[None]) -> None:
         self._step = None
         self._wake()
-
-    async def _quarantine(self, fetched: Fetched) -> None:
-        """Move what came back from a lost member to the queue of suspects."""
-        setting = self._setting
-        strays = fetched.take_strays()
-        if setting.group.ephemeral or setting.relay.blocked:
-            # While the broker takes no messages they are lent from here, alone like any suspect.
-            fetched.lend_alone(strays)
-            return
-        try:
-            await self._returns.unlent(fetched, strays)
-            # Before one of them can kill this member: the broker would return those that are in the queue already.
-            await fetched.channel.catch_up()
-        except Exception as error:
-            raise translated(error, setting.what, setting.topic.name) from error
 
     # Resting
 
@@ -258,6 +241,9 @@ class SharedConsumer(ConsumerDriver):
                 del held[token]
                 acks.append(token[1])
                 self._settled_before.add(token)
+            elif settlement.verb is Verb.EXPIRE and fetched is not None:
+                fetched.expire(token[1], held.pop(token))
+                self._settled_before.add(token)
             else:
                 rest.append((index, settlement))
         if fetched is not None:
@@ -274,11 +260,11 @@ class SharedConsumer(ConsumerDriver):
         setting, relay, held = self._setting, self._setting.relay, fetched.held
         moving: list[tuple[int, Settlement, Hop]] = []
         for index, settlement in rest:
-            token, verb, delay = settlement
+            token, _, delay = settlement
             arrival = held.get(token)
             if arrival is None:
                 outcomes[index] = setting.gone(self._reason)
-            elif relay.blocked or (verb is Verb.EXPIRE and setting.group.ephemeral):
+            elif relay.blocked:
                 self._let_go(fetched, token)
                 self._returns.hold(fetched, token[1], delay)
             elif not relay.ready(delay):
@@ -287,9 +273,9 @@ class SharedConsumer(ConsumerDriver):
             else:
                 moving.append((index, settlement, self._returns.hop(settlement, arrival)))
         try:
-            await relay.put([hop for _, _, hop in moving])
+            await self._returns.put(fetched, [hop for _, _, hop in moving])
         except Exception as error:
-            # What was published may come twice. Nacks are still held, and repeated by the caller.
+            # What was published may come twice. Nacks are still held unless the channel ended; the caller repeats them.
             for _, settlement, _ in moving:
                 if settlement.verb is not Verb.NACK and self._let_go(fetched, settlement.token):
                     self._returns.hold(fetched, settlement.token[1], 0.0)

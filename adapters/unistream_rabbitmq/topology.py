@@ -22,6 +22,16 @@ _ONE_MESSAGE = {"x-max-length": 1, "x-overflow": "drop-head"}
 """For the queue that holds the last owner's notes on a partition."""
 
 
+def _moved_to(suspects: str) -> dict[str, Any]:
+    """What is rejected goes there, at least once; RabbitMQ does that only where the overflow is `reject-publish`."""
+    return {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": suspects,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
 class Topology:
     """
     The topics and groups of one virtual host.
@@ -155,6 +165,8 @@ class Topology:
                 arguments = dict(self._quorum)
                 if queues.partitions:
                     arguments["x-single-active-consumer"] = True
+                if not queues.partitions and name != queues.suspects:
+                    arguments |= _moved_to(queues.suspects)
                 if topic.max_backlog is not None and name in (queues.main, *queues.partitions):
                     # A quorum queue refuses what comes once it is above its limit.
                     arguments["x-max-length"] = topic.max_backlog - 1

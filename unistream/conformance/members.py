@@ -17,6 +17,7 @@ from unistream.conformance.history import Event
 from unistream.conformance.plan import Handling
 from unistream.conformance.saboteurs import load_saboteurs
 from unistream.conformance.trial import CheckError, Trial, VacuousError
+from unistream.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from unistream import Group
@@ -132,6 +133,7 @@ class Worker:
 
         Raises:
             WorkerError: It raised.
+            UnsupportedError: It was told so.
             WorkerDiedError: It is gone.
         """
         if self._gone:
@@ -240,7 +242,10 @@ class Worker:
             answer = self._answers.pop(message["id"])
             if answer.done():
                 continue
-            if "error" in message:
+            if message.get("error") == UnsupportedError.__name__:
+                # What the target does not offer is the runner's to judge, whichever process was told so.
+                answer.set_exception(UnsupportedError(message["text"]))
+            elif "error" in message:
                 answer.set_exception(WorkerError(message["error"], message["text"], message["stored"]))
             else:
                 answer.set_result(message["ok"])

@@ -11,7 +11,7 @@ from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
 from unistream.conformance.wires import CARRIED, Wire, wire
 from unistream.driver.types import DataLoss
-from unistream.errors import UnistreamError
+from unistream.errors import UnistreamError, UnsupportedError
 
 WIRE = ("socket",)
 
@@ -25,6 +25,8 @@ async def answer(lent: Lent, *, confirm: bool = False) -> UnistreamError | None:
     """Ack; return the error where one was raised."""
     try:
         await lent.ack(confirm=confirm)
+    except UnsupportedError:
+        raise  # not an outcome of the ack: it was not even asked
     except UnistreamError as error:
         return error
     return None
