@@ -81,11 +81,19 @@ def _client_method(name: str, **changed: Any) -> Any:
     return patch.object(unistream.Client, name, stubborn)
 
 
-@mutation("full-always-blocks", "PUB-5")
+@mutation("full-always-blocks", "PUB-5", by=("bpp.outage-fail", "bpp.outage-drop-newest", "bpp.outage-drop-oldest"))
 @contextmanager
 def full_always_blocks() -> Iterator[None]:
     """Waits for room whatever `when_full` says."""
     with _client_method("producer", when_full="block"):
+        yield
+
+
+@mutation("window-unbounded", "PUB-5", by=("bpp.memory-bounded", "bpp.outage-block"))
+@contextmanager
+def window_unbounded() -> Iterator[None]:
+    """Takes whatever it is given."""
+    with _client_method("producer", max_unconfirmed=1 << 40, max_unconfirmed_bytes=1 << 40):
         yield
 
 

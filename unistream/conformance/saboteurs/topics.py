@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from unistream.capabilities import Capabilities, Fencing, Level, NackDelay, Seek
 from unistream.conformance.saboteurs.table import saboteur
-from unistream.conformance.wrap import DriverLayer
+from unistream.conformance.wrap import DriverLayer, ProducerLayer, resolve
 from unistream.driver.contract import ConsumerDriver, ProducerDriver
-from unistream.driver.types import GroupSpec, Lag, StartAt, Token, TopicSpec
+from unistream.driver.types import GroupSpec, Lag, PublishOutcome, RawMessage, Receipt, StartAt, Token, TopicSpec
 from unistream.errors import GroupMissingError, TopicConflictError, TopicMissingError
 
 
@@ -224,6 +224,26 @@ class UnroutableFails(DriverLayer):
         if not await self.inner.groups(topic.name):
             raise TopicMissingError("nobody would receive it", topic=topic.name)
         return await super().producer(topic)
+
+
+class _IntoNothing(ProducerLayer):
+    async def publish(self, batch: Sequence[RawMessage], timeout: float) -> list[PublishOutcome]:
+        """Take a missing topic for a good one."""
+        try:
+            outcomes = await resolve(self.inner.publish(batch, timeout))
+        except TopicMissingError:
+            return [Receipt(message.id) for message in batch]
+        return [
+            Receipt(message.id) if isinstance(outcome, TopicMissingError) else outcome
+            for message, outcome in zip(batch, outcomes, strict=True)
+        ]
+
+
+@saboteur("letters-into-nothing", "DEL-3", "PUB-8", by=("dlq.target-broken",))
+class LettersIntoNothing(DriverLayer):
+    """Confirms what was published to a topic that is gone."""
+
+    producer_layer = _IntoNothing
 
 
 @saboteur("under-claims", "CAP-1")
