@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import local
+from unistream.conformance.kill import accusations
 from unistream.conformance.registry import Case, Tier, load_cases
 from unistream.conformance.runner import run_case
 from unistream.conformance.saboteurs import load_saboteurs
@@ -53,8 +54,7 @@ def test_broken_durability_is_noticed(name: str, by: str, target: Target) -> Non
     result = run_case(load_cases()[by], replace(target, layers=(saboteur.layer,)), seed=5)
 
     assert result.verdict is Verdict.VIOLATION, f"{name} lives: {result}"
-    named = {result.rule, *(violation.rule for violation in result.violations)}
-    assert named & set(saboteur.rules), f"{result}"
+    assert list(accusations(result, saboteur.rules)), f"{result}"
 
 
 @pytest.mark.parametrize("hook", ["restart", "pause"])
