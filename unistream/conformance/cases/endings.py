@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from random import Random
 
 from unistream.conformance.line import Line
@@ -108,16 +110,16 @@ async def prompt(trial: Trial) -> None:
     await lent.ack()
     line.kill()
     loop = asyncio.get_running_loop()
-    calls = {
-        "receive": member.consumer.receive(60.0),
-        "publish": producer.publish(timeout=60.0),
-        "publish waiting for room": producer.publish(timeout=60.0),
-        "flush": producer.producer.flush(60.0),
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "receive": partial(member.consumer.receive, 60.0),
+        "publish": partial(producer.publish, timeout=60.0),
+        "publish waiting for room": partial(producer.publish, timeout=60.0),
+        "flush": partial(producer.producer.flush, 60.0),
     }
     for what, call in calls.items():
         if what == "flush":
             await producer.submit(timeout=2.0)
-        task = asyncio.ensure_future(call)
+        task: asyncio.Future[object] = asyncio.ensure_future(call())
         await asyncio.sleep(0.05)
         began = loop.time()
         task.cancel()

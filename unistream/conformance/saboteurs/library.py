@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,6 +56,35 @@ def receive_gives_up() -> Iterator[None]:
         return await receive(self, 0.0)
 
     with patch.object(unistream.Consumer, "receive", hasty):
+        yield
+
+
+@mutation("swallows-cancel", "END-2", by=("can.prompt",))
+@contextmanager
+def swallows_cancel() -> Iterator[None]:
+    """Goes on waiting for a delivery although it was cancelled."""
+    receive = unistream.Consumer.receive
+
+    async def stubborn(self: unistream.Consumer, timeout: float | None = None) -> unistream.Delivery | None:
+        waiting = asyncio.ensure_future(receive(self, timeout))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            return await waiting
+
+    with patch.object(unistream.Consumer, "receive", stubborn):
+        yield
+
+
+@mutation("reject-gives-back", "DEL-3", by=("red.reject-without-topic",))
+@contextmanager
+def reject_gives_back() -> Iterator[None]:
+    """Takes a reject for a nack."""
+
+    async def lenient(self: unistream.Delivery, reason: str) -> None:
+        await self.nack(0.0, reason)
+
+    with patch.object(unistream.Delivery, "reject", lenient):
         yield
 
 
