@@ -171,10 +171,13 @@ async def steady(trial: Trial) -> None:
             # Whatever is kept for a while by intent, such as a history of settled messages, fills up first.
             for _ in range(48):
                 await round_trip(batch)
+            # The last acks are on their way, and their messages with them.
+            await asyncio.sleep(trial.terms.settle_flush)
             gc.collect()
             before, _ = tracemalloc.get_traced_memory()
             for _ in range(48):
                 await round_trip(batch)
+            await asyncio.sleep(trial.terms.settle_flush)
             gc.collect()
             after, _ = tracemalloc.get_traced_memory()
         finally:
