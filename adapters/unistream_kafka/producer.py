@@ -53,7 +53,7 @@ a dead letter."""
 class _Batch:
     """One call of `publish` on its way: counts the answers, in whatever thread they come, and reports once."""
 
-    __slots__ = ("_begun", "_left", "_lock", "_report", "answers", "bytes", "messages")
+    __slots__ = ("_left", "_lock", "_report", "answers", "begun", "bytes", "messages")
 
     def __init__(self, messages: Sequence[RawMessage], report: Callable[[], object]) -> None:
         self.messages = messages
@@ -63,12 +63,12 @@ class _Batch:
         self._left = len(messages)
         self._lock = threading.Lock()
         self._report = report
-        self._begun = False
+        self.begun = False
 
     def begin(self) -> bool:
         """Claim the batch, for sending it or for giving it up; False if that was done before."""
         with self._lock:
-            begun, self._begun = self._begun, True
+            begun, self.begun = self.begun, True
         return not begun
 
     def answered(self, _: object = None) -> None:
@@ -131,28 +131,38 @@ class KafkaProducerDriver(ProducerDriver):
         if self._client is None:
             # Asking an admin client is quicker than a new producer, which waits for a topic that is not there.
             await self._look(self._name)
-        decided: asyncio.Future[None] = loop.create_future()
-        crossing = self._owner.crossing
-        under_way = _Batch(batch, lambda: crossing.put(_finish, decided))
+        decided: asyncio.Future[BaseException | None] = loop.create_future()
+        put = self._owner.crossing.put
+        under_way = _Batch(batch, lambda: put(_finish, decided, None))
         failures = self._failures
-        handing = asyncio.ensure_future(self._owner.call(lambda: self._hand_over(under_way, failures)))
-        try:
-            # Answered before the caller stops waiting: after that the outcome would count as unknown.
-            await asyncio.wait([handing], timeout=timeout - min(_ANSWER_SECONDS, timeout / 4))
-            if not handing.done() and under_way.begin():
-                late = f"publish to {self._name!r}: not handed over within {timeout:g} s"
-                return [NotPublishedError(late, driver="kafka", topic=self._name, retryable=True) for _ in batch]
+
+        def hand_over() -> None:
             try:
-                await handing
-            except LookupError as error:
-                await self._look(self._name)
-                raise BrokerUnavailableError(str(error), driver="kafka", topic=self._name) from error
-        finally:
-            handing.cancel()
-        while not decided.done() and loop.time() < until:
-            await asyncio.wait([decided], timeout=min(_LOOK_SECONDS, max(0.0, until - loop.time())))
-            if not decided.done() and not self._listed():
-                await self._gone()
+                self._hand_over(under_way, failures)
+            except Exception as error:
+                put(_finish, decided, error)
+
+        self._owner.post(hand_over)
+        # Answered before the caller stops waiting: after that the outcome would count as unknown.
+        early = until - min(_ANSWER_SECONDS, timeout / 4)
+        try:
+            while not decided.done() and (now := loop.time()) < until:
+                left = (until if under_way.begun else early) - now
+                if left <= 0 and under_way.begin():
+                    late = f"publish to {self._name!r}: not handed over within {timeout:g} s"
+                    return [NotPublishedError(late, driver="kafka", topic=self._name, retryable=True) for _ in batch]
+                await asyncio.wait([decided], timeout=max(0.0, min(_LOOK_SECONDS, left)))
+                if not decided.done() and not self._listed():
+                    await self._gone()
+        except asyncio.CancelledError:
+            under_way.begin()  # what was not handed over is not
+            raise
+        error = decided.result() if decided.done() else None
+        if isinstance(error, LookupError):
+            await self._look(self._name)
+            raise BrokerUnavailableError(str(error), driver="kafka", topic=self._name) from error
+        if error is not None:
+            raise error
         return [
             self._outcome(message, answer, timeout) for message, answer in zip(batch, under_way.answers, strict=True)
         ]
@@ -332,6 +342,6 @@ async def _connection(manager: Any, node: Any) -> None:
     await manager.get_connection(node)
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def _finish(future: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(error)

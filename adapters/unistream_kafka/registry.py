@@ -31,6 +31,13 @@ FORMAT = 1
 TOPIC = "__unistream_groups"
 _LOG = TopicPartition(TOPIC, 0)
 _TOPIC = "topic:"  # a colon is in no name
+# Kafka compacts closed segments only: with its own week, a cluster whose groups come and go would be slow to read.
+_CONFIGS = {
+    "cleanup.policy": "compact",
+    "segment.ms": "600000",
+    "min.cleanable.dirty.ratio": "0.1",
+    "delete.retention.ms": "3600000",
+}
 _ORDERINGS: dict[str, Ordering] = {"none": "none", "key": "key"}
 
 
@@ -224,6 +231,8 @@ class Registry:
                 allow_auto_create_topics=False,
                 metrics_enabled=False,
                 fetch_max_wait_ms=50,
+                # So that a slow wire gets on, one answer after the other.
+                max_partition_fetch_bytes=64 * 1024,
             )
             self._reader.assign([_LOG])
             self._reader.seek(_LOG, 0)
@@ -245,9 +254,7 @@ class Registry:
         if not create:
             return False
         try:
-            admin.create_topics(
-                {TOPIC: {"num_partitions": 1, "configs": {"cleanup.policy": "compact"}}}, wait_for_metadata=True
-            )
+            admin.create_topics({TOPIC: {"num_partitions": 1, "configs": _CONFIGS}}, wait_for_metadata=True)
         except TopicAlreadyExistsError:
             admin.wait_for_topics([TOPIC])
         return True
