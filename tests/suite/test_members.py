@@ -106,7 +106,7 @@ def test_a_driver_without_an_import_path_shows_nothing() -> None:
     """A driver that no other process can load makes the case UNVERIFIED, not passed."""
 
     class Local(MemoryDriver):
-        pass
+        """Found by no import path, since it is local to a function."""
 
     async def test(trial: Trial) -> None:
         with pytest.raises(VacuousError, match="import path"):

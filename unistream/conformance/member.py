@@ -102,6 +102,7 @@ class Worker:
         try:
             self.send({"id": number, "ok": await do(**command)})
         except Exception as error:
+            # Whatever went wrong is the answer: the other process raises it where it asked.
             stored = getattr(error, "stored", None)
             self.send({"id": number, "error": type(error).__name__, "text": str(error), "stored": stored})
 

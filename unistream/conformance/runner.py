@@ -107,6 +107,7 @@ def run_case(case: Case, target: Target, *, seed: int = 0) -> Result:
         # A wait that swallowed the limit's cancellation, and was cancelled once more when the loop was closed.
         attempt.fail("it did not end when it was cancelled")
     except Exception:
+        # A defect of the suite or of its surroundings: the verdict is ERROR, with the traceback as the reason.
         attempt.broken(traceback.format_exc())
     finally:
         target.forget()
@@ -199,7 +200,7 @@ class _Attempt:
         try:
             found = judge(history, terms)
             counts = counters(Run(history))
-        except Exception:
+        except Exception:  # a checker that fails judges nobody: ERROR, with the traceback
             self.broken(traceback.format_exc())
             counts = {}
         broken_rules = [violation for violation in found if violation.checker != VACUOUS]

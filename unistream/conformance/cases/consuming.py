@@ -156,8 +156,8 @@ async def context_acks(trial: Trial) -> None:
     again = await trial.next(member, "DEL-10")
     trial.equal(again.delivery.attempt, 2, "DEL-4", "attempt")
     call = trial.recorder.invoke("ack", lending=again.name, until=again.until())
-    async with again.delivery:
-        pass
+    async with again.delivery as delivery:
+        trial.equal(str(delivery.state), "lent", "DEL-10", "state while it is handled")
     call.ok()
     trial.equal(str(again.delivery.state), "acked", "DEL-10", "state after success")
 

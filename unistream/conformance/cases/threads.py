@@ -95,7 +95,7 @@ async def wrong_loop(trial: Trial) -> None:
                     found[name] = f"it returned {await call()!r}"
             except ClosedError as error:
                 found[name] = "ok" if "event loop" in str(error) else str(error)
-            except Exception as error:
+            except Exception as error:  # any other error is a finding, and named
                 found[name] = repr(error)
         return found
 
@@ -164,7 +164,7 @@ def _word(call: Callable[[], Awaitable[object]]) -> str:
         return f"it returned {asyncio.run(make())!r}"
     except ClosedError as error:
         return "ok" if "fork" in str(error) else str(error)
-    except Exception as error:
+    except Exception as error:  # any other error is a finding, and named
         return repr(error)
 
 
