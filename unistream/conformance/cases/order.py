@@ -263,3 +263,18 @@ async def unordered_refused(trial: Trial) -> None:
     group = trial.client.group("ordered", topic, ordering="key")
     await trial.raises(UnsupportedError, group.create(), "ORD-4")
     trial.equal([spec.name for spec in await trial.client.groups(topic)], [], "ORD-4", "groups made all the same")
+
+
+@case("ord.one-at-a-time", rules=("ORD-2",), level=GATED(ordering="key"), sometimes=("delivered", "acked", "drained"))
+async def one_at_a_time(trial: Trial) -> None:
+    """A lone member that takes one message at a time is lent every key in publish order, from the first on."""
+    topic = await trial.topic(partitions=2, ordering="key")
+    group = await trial.group(topic, ordering="key")
+    producer = await trial.producer(topic)
+    for number in range(20):
+        await producer.publish(key=b"k%d" % (number % 3))
+    member = await trial.member(group, max_in_flight=1)
+    for _ in range(20):
+        await (await trial.next(member)).ack()
+    await member.leave()
+    await trial.drain(group)

@@ -181,6 +181,50 @@ def _unordered(spec: GroupSpec) -> GroupSpec:
     return GroupSpec(**{**_fields(spec), "ordering": "none"})
 
 
+class _NewestFirst(ConsumerLayer):
+    """Takes all there is, and hands out the newest message of each key that is not in hand."""
+
+    def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
+        super().__init__(inner, driver, group, max_in_flight)
+        self._there: list[RawDelivery] = []
+        self._out: dict[Token, bytes | None] = {}
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Look from the back."""
+        self._there += await resolve(self.inner.receive(100, 0.0 if self._there else timeout))
+        found: list[RawDelivery] = []
+        for each in reversed(self._there):
+            if len(found) < limit and each.message.key not in self._out.values():
+                self._out[each.token] = each.message.key
+                found.append(each)
+        self._there = [each for each in self._there if each not in found]
+        return found
+
+    def settle(self, batch: Sequence[Settlement]) -> MaybeAwaitable[list[SettleOutcome]]:
+        """Note which keys are free again."""
+        for each in batch:
+            self._out.pop(each.token, None)
+        return self.inner.settle(batch)
+
+
+@saboteur("newest-first", "ORD-2", by=("ord.one-at-a-time",))
+class NewestFirst(Overtake):
+    """Lends one message of a key at a time, but the newest first."""
+
+    consumer_layer = _NewestFirst
+
+    async def consumer(
+        self,
+        group: GroupSpec,
+        topic: TopicSpec,
+        *,
+        max_in_flight: int,
+        lost: Callable[[Collection[Token], str], None],
+    ) -> ConsumerDriver:
+        """Ask for more than the member may hold."""
+        return await super().consumer(group, topic, max_in_flight=max_in_flight + 100, lost=lost)
+
+
 @saboteur("count-stuck", "DEL-4", by=("red.double-lease", "red.count-survives-kill9"))
 class CountStuck(ConsumerLayer):
     """Calls every delivery the first attempt."""
