@@ -430,6 +430,22 @@ def test_what_a_stopped_process_hands_out_after_its_lease_is_no_lending() -> Non
     assert not {rule for _, rule in excused} & {"DEL-1", "DEL-9", "GRP-2"}
 
 
+def test_an_ack_that_a_fault_may_have_swallowed_releases_the_order() -> None:
+    """An older message that comes back so is no overtaking; without a fault it is."""
+
+    def story(*, harmed: bool) -> Story:
+        told = two_in_order().deliver("l1", "p.1", "a", key="k").ack("l1").at(1.2).deliver("l2", "p.2", "a", key="k")
+        told = told.at(1.4)
+        if harmed:
+            told.event("fault", member="a", since=1.0, note="connection lose-up")
+        return told.at(2).deliver("l3", "p.1", "b", key="k", attempt=2).ack("l3").at(3)
+
+    terms = Terms(lease_scope="connection", settle_flush=0.6)
+
+    assert ("overtake", "ORD-2") not in told(story(harmed=True), terms)
+    assert ("overtake", "ORD-2") in told(story(harmed=False), terms)
+
+
 def test_a_seek_excuses_what_it_moves() -> None:
     """After a seek settled messages come again, in any order, and none of it counts against the broker."""
     story = good_start().ack("l1").at(2).event("seek", phase="ok", topic="t", group="g")

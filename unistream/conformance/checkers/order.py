@@ -49,7 +49,8 @@ def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
                 continue
             waiting = unsettled[(*lending.where, lending.key)]
             for other in waiting.values():
-                if other.msg != lending.msg and not _last_attempt(group, other):
+                excused = _last_attempt(group, other) or _returned(run, terms, group, lending, other)
+                if other.msg != lending.msg and not excused:
                     yield Violation(
                         "ORD-2",
                         "overtake",
@@ -73,6 +74,17 @@ def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
 def _last_attempt(group: Group, lending: Lending) -> bool:
     """Tell whether the end of this lending dead-letters the message, which releases its key unseen."""
     return group.max_attempts is not None and lending.attempt >= group.max_attempts
+
+
+def _returned(run: Run, terms: Terms, group: Group, lending: Lending, other: Lending) -> bool:
+    """
+    Tell whether this is an older message, which comes again because its ack may not have reached the broker.
+
+    The ack released the order when it was sent (DEL-7), so `other` could be lent after it; nothing newer is overtaking.
+    """
+    before = [each for each in group.by_msg[lending.msg or ""] if each.at < other.at]
+    acks = [call for call in before[-1].settles if call.op == "ack" and call.began <= other.at] if before else []
+    return bool(acks) and all(run.held_from(before[-1], call, terms) is None for call in acks)
 
 
 def _still_the_last(run: Run, group: Group, lending: Lending) -> bool:
