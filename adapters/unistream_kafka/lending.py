@@ -237,6 +237,12 @@ class Lending:
             return
         self._flight = None
         items = [item for item in flight.items if self._owns(item.progress)]
+        # What was written down as lent of a partition that is to go meanwhile is not handed out: its settle would not
+        # be stored any more.
+        kept = [item for item in items if item.progress.partition in self._held]
+        items = [item for item in items if item.progress.partition not in self._held]
+        for item in reversed(kept):
+            item.progress.give_back([item.message])
         if error is None:
             self._ready.extend(items)
             answer(flight.waiters, None)
