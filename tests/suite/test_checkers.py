@@ -434,7 +434,13 @@ def test_an_ack_that_a_fault_may_have_swallowed_releases_the_order() -> None:
     """An older message that comes back so is no overtaking; without a fault it is."""
 
     def story(*, harmed: bool) -> Story:
-        told = two_in_order().deliver("l1", "p.1", "a", key="k").ack("l1").at(1.2).deliver("l2", "p.2", "a", key="k")
+        told = (
+            two_in_order()
+            .deliver("l1", "p.1", "a", key="k")
+            .ack("l1", confirmed=False)
+            .at(1.2)
+            .deliver("l2", "p.2", "a", key="k")
+        )
         told = told.at(1.4)
         if harmed:
             told.event("fault", member="a", since=1.0, note="connection lose-up")
