@@ -3,7 +3,7 @@
 One quorum queue per delay, shared by all groups, made when first needed. Its messages expire in order, and RabbitMQ
 moves them at least once (from 3.10 on) to the exchange `us~return`, which leads to the queue named by the routing key.
 What belongs to a group that was deleted meanwhile goes to `us~gone`, which drops it: without that alternate exchange
-such messages would stay, and 32 of them stop a delay queue for good (seen on 3.10.8).
+such messages would stay, and 40 of them stopped a delay queue for good (seen on 3.10.8).
 
 A delay is rounded up to the next of about 170 steps, by no more than 8 % or half a second (DEL-2 allows 10 % or 1 s).
 """
