@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from unistream.conformance.saboteurs.settling import DelayInMemory
 from unistream.conformance.saboteurs.table import saboteur
-from unistream.conformance.saboteurs.wires import Bitten, Noticing
+from unistream.conformance.saboteurs.wires import WIRE, Bitten, Noticing
 from unistream.conformance.wrap import ConsumerLayer, resolve
 from unistream.driver.types import Disconnected, Event, RawDelivery, Settlement, Target, Token, TopicSpec, Verb
 
@@ -37,7 +37,7 @@ class _Remembering(Noticing):
     "GRP-1",
     "GRP-6",
     by=("dur.clean-restart", "dur.group-survives"),
-    needs=("hook:restart",),
+    needs=WIRE,
     driver=_Remembering,
 )
 class ForgetsOverRestart(ConsumerLayer):
@@ -54,7 +54,7 @@ class ForgetsOverRestart(ConsumerLayer):
         return []
 
 
-@saboteur("count-forgotten", "DEL-4", by=("dur.count-survives",), needs=("hook:restart",), driver=Noticing)
+@saboteur("count-forgotten", "DEL-4", by=("dur.count-survives",), needs=WIRE, driver=Noticing)
 class CountForgotten(Bitten):
     """Counts attempts from one again once a connection was lost."""
 
@@ -64,7 +64,7 @@ class CountForgotten(Bitten):
         return [each._replace(attempt=1) for each in batch] if self.bitten else batch
 
 
-@saboteur("delay-forgotten", "DEL-2", by=("dur.delay-survives",), needs=("hook:kill9",), driver=Noticing)
+@saboteur("delay-forgotten", "DEL-2", by=("dur.delay-survives",), needs=WIRE, driver=Noticing)
 class DelayForgotten(Bitten, DelayInMemory):
     """Keeps delayed nacks in its own memory, and forgets them with its connection."""
 
