@@ -172,9 +172,10 @@ class Control:
     def topic(self, name: str, like: TopicSpec | None = None) -> Standing:
         """A topic as it stands; of what Kafka can't tell as in `like`."""
         told = self._find(name)
-        if told is None:
+        standing = [] if told is None else self._standing([told], like)
+        if not standing:
             raise TopicMissingError(f"there is no topic {name!r}", driver="kafka", topic=name)
-        [found] = self._standing([told], like)
+        [found] = standing
         return found if found.spec.name == name else replace(found, spec=replace(found.spec, name=name))
 
     def topics(self) -> list[TopicSpec]:
@@ -208,7 +209,8 @@ class Control:
         return [
             _standing(each, configs[each["name"]], like, *self._registry.declared(str(each["topic_id"])))
             for each in told
-            if each["name"] in configs
+            # One that is deleted between the two questions has no settings.
+            if configs.get(each["name"])
         ]
 
     # Groups
