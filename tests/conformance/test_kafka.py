@@ -1,0 +1,37 @@
+"""Kafka keeps its promises: the smoke profile, and the cases of `core` in which groups share out partitions."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from unistream.conformance.registry import Tier, load_cases
+from unistream.conformance.suite import Suite
+from unistream.conformance.target import Target
+
+SMOKE = [case.id for case in load_cases() if case.tier is Tier.SMOKE]
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(300)
+class TestKafka(Suite):
+    """Kafka at `UNISTREAM_KAFKA_URL`; dead members are noticed soon, so that the cases are short."""
+
+    only = (
+        *SMOKE,
+        "ack.out-of-order",
+        "can.every-await-point",
+        "grp.combined",
+        "ord.m3-m4-crash",
+        "red.never-early",
+        "top.no-crosstalk",
+    )
+
+    @classmethod
+    def judged(cls) -> Target:
+        """Return the server; a missing one is a failure."""
+        url = os.environ.get("UNISTREAM_KAFKA_URL")
+        if not url:
+            pytest.fail("UNISTREAM_KAFKA_URL is not set: run by `python -m tests.brokers run -- pytest`", pytrace=False)
+        return Target.of(f"{url}?session_timeout=4")
