@@ -29,6 +29,9 @@ from unistream.driver.types import (
 LIMIT = 20.0
 """Seconds that a test waits for something that must come; only a failure takes that long."""
 
+LATE = 3.0
+"""Seconds that a busy machine may add to what comes late at most a second by its promise. Nothing may come early."""
+
 
 def url_of(variable: str, name: str) -> str:
     """The broker under test, from the environment."""

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.adapters.redis.support import end, ids, opened, proxied, quiet, run, take
+from tests.adapters.support import LATE
 from unistream.driver.types import DataLoss, GroupSpec, Settlement, Verb
 from unistream.errors import (
     BrokerUnavailableError,
@@ -58,7 +59,7 @@ def test_a_nack_comes_again_after_its_delay_with_the_next_attempt() -> None:
             await end(one, [delivery], Verb.NACK, 1.5)
             (again,) = await take(two, 1)
 
-            assert 1.5 <= time.monotonic() - started < 2.5
+            assert 1.5 <= time.monotonic() - started < 1.5 + LATE
             assert (again.attempt, again.suspect) == (2, False)
             await end(two, [again])
             await one.close()
@@ -140,8 +141,8 @@ def test_an_extended_loan_stands_beyond_the_lease() -> None:
 
             assert first.message == short.message
             assert second.message == long.message
-            assert after_short < 1.0
-            assert 3.0 <= time.monotonic() - started < 5.0
+            assert after_short < 2.5
+            assert 3.0 <= time.monotonic() - started < 3.0 + LATE
             await one.close()
             await two.close()
 
@@ -239,7 +240,7 @@ def test_a_waiting_receive_is_told_of_the_close() -> None:
             with pytest.raises(ClosedError):
                 await waiting
 
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < LATE
             assert await here.driver.members(here.name, "g") == []
             assert await here.redis.xinfo_consumers(f"us:{{{here.name}}}:stream", "g") == []
 
@@ -376,7 +377,7 @@ def test_a_half_open_connection_is_noticed() -> None:
             with pytest.raises(BrokerUnavailableError):
                 await consumer.receive(1, 0.5)
 
-            assert time.monotonic() - started < 4.0
+            assert time.monotonic() - started < 4.0 + LATE
             proxy.cut()
             proxy.heal()
             await end(consumer, [first, second])

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.adapters.redis.support import LIMIT, end, ids, opened, proxied, quiet, run, take, url
+from tests.adapters.support import LATE
 from unistream.driver.types import Connected, Disconnected, GroupSpec, RawMessage, Retention, TopicSpec
 from unistream.errors import (
     AccessError,
@@ -327,7 +328,7 @@ def test_a_user_with_few_rights_gets_the_least_claim_and_clear_refusals() -> Non
                     await asyncio.sleep(0.05)
                     started = time.monotonic()
                     await consumer.close()
-                    assert time.monotonic() - started < 2.0
+                    assert time.monotonic() - started < LATE
                     assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], Exception)
                 with pytest.raises(AccessError) as raised:
                     async with opened(plain.replace("redis://", "redis://few:wrong-word@")):
@@ -362,7 +363,7 @@ def test_wrong_addresses_fail_clearly_and_in_time() -> None:
         with pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.3 s"):
             async with opened(f"redis://127.0.0.1:{port}/?connect_timeout=0.3"):
                 raise AssertionError("a silent server must not open")
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < LATE
         server.close()
         await server.wait_closed()
         with pytest.raises(BrokerUnavailableError):
