@@ -96,8 +96,9 @@ class Intake(Loans):
         buffer = self._buffer
         while buffer:
             raw = buffer[0]
-            # Ends of leases are noticed by the timer here, and by the clock when the delivery is settled.
-            if raw.token in self._held:
+            lease = self._held.get(raw.token)
+            # By the clock too: after a stop of the whole process the timer may not have gone off yet.
+            if lease is not None and self._now() < lease.deadline:
                 size = len(raw.message.value)
                 if self._bytes_out and self._bytes_out + size > self._max_bytes:
                     return None
@@ -112,12 +113,12 @@ class Intake(Loans):
         buffer, held, out = self._buffer, self._held, self._out
         total, most_bytes = self._bytes_out, self._max_bytes
         consumer = cast("Consumer", self)
-        before, again = len(batch), 0
+        before, again, now = len(batch), 0, self._now()
         while buffer and len(batch) < most:
             raw = buffer[0]
             token = raw[1]
             lease = held.get(token)
-            if lease is not None:
+            if lease is not None and now < lease.deadline:
                 size = len(raw[0][1])
                 if total and total + size > most_bytes:
                     break

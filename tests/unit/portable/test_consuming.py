@@ -391,6 +391,25 @@ def test_a_lost_loan_frees_its_place_at_once() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_what_lost_its_lease_while_the_process_stood_still_is_not_handed_out(many: bool) -> None:
+    """What was fetched ahead of a stop beyond the lease does not reach the application."""
+
+    async def main() -> None:
+        script = Script()
+        async with joined(script, max_in_flight=4) as consumer:
+            script.lend(b"1", b"2", b"3")
+            delivery = await consumer.receive()
+            assert delivery is not None
+            asyncio.get_running_loop().pass_time(LEASE + 1)  # type: ignore[attr-defined]
+            assert not await (consumer.receive_many(4, timeout=0) if many else consumer.receive(timeout=0))
+            assert delivery.state == "lost"
+            await asyncio.sleep(1)
+            assert consumer.stats.leases_lost == 3
+
+    run(main())
+
+
 def test_a_delivery_dropped_unsettled_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     """DEL-8: one warning that names this file, and no renewal keeps it alive."""
 
