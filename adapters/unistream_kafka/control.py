@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,8 @@ T = TypeVar("T")
 _DAY_MS = 86_400_000
 _SEGMENT_MS = 7 * _DAY_MS  # Kafka's default
 _SUBSTITUTE = "__unistream_topic_"
+_END_SECONDS = 5.0
+_LOOK_SECONDS = 0.01
 _READABLE = 190  # of the 249 characters that a name of Kafka's may have
 
 
@@ -159,9 +162,20 @@ class Control:
             admin.delete_topics([told["name"]])
         except UnknownTopicOrPartitionError:
             return
+        self._await_end(told["name"])
         if ids:
             # Members of it notice by themselves that the topic is gone; an id without members is forgotten here.
             admin.delete_groups(ids)
+
+    def _await_end(self, stored: str) -> None:
+        """
+        Wait until a deleted topic takes no messages any more, for a bounded time.
+
+        (Kafka 4.4 answers when the controller has decided; until the broker has read that, it confirms what comes.)
+        """
+        until = time.monotonic() + _END_SECONDS
+        while self._describe([stored]) and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
 
     def _claims_of(self, name: str) -> list[Claim]:
         try:

@@ -47,7 +47,16 @@ def start_watch(environment: dict[str, str]) -> tuple[subprocess.Popen[str], Pro
     """Start `run` around a command that waits; return it, and the Redis that it started or found."""
     command = [*LAUNCHER, "run", "--only", "redis", "--", sys.executable, "-c", WATCH]
     pipe = subprocess.PIPE
-    running = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        # A shell that puts these tests into the background has them ignore it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert running.stdout is not None
     return running, Process.of(int(running.stdout.readline().split()[0]))
 
