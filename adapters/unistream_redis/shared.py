@@ -161,6 +161,8 @@ class SharedConsumer(LendingConsumer):
     async def _tick(self, limit: int) -> None:
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick_streams(limit))
+            # Seen by the next call that waits for it; after a cancelled one there may be none.
+            self._ticking.add_done_callback(lambda task: task.cancelled() or task.exception())
         task = self._ticking
         try:
             await asyncio.shield(task)
