@@ -24,18 +24,24 @@ from unistream.conformance.verdict import Verdict, obstacles
 
 
 class Run:
-    """Cases that run in a thread of their own; whoever asks for a verdict waits for it."""
+    """
+    Cases that run in a thread of their own; whoever asks for a verdict waits for it.
+
+    Attributes:
+        target: What is judged.
+    """
 
     def __init__(self, target: Target, cases: Sequence[Case], *, seed: int, jobs: int) -> None:
         self._results: dict[str, Future[Result]] = {case.id: Future() for case in cases}
-        self._work = (target, cases, seed, jobs)
+        self.target = target
+        self._work = (cases, seed, jobs)
         # A daemon: whoever interrupts pytest doesn't wait for the rest.
         threading.Thread(target=self._run, name="conformance", daemon=True).start()
 
     def _run(self) -> None:
-        target, cases, seed, jobs = self._work
+        cases, seed, jobs = self._work
         try:
-            for result in run_cases(cases, target, seed=seed, jobs=jobs):
+            for result in run_cases(cases, self.target, seed=seed, jobs=jobs):
                 self._results[result.case.id].set_result(result)
         except BaseException as error:
             for future in self._results.values():
@@ -93,7 +99,7 @@ class Suite:
                 if isinstance(item, pytest.Function) and item.cls is kind and hasattr(item, "callspec")
             ]
             kind._run = Run(kind.judged(), chosen, seed=kind.seed, jobs=kind.jobs)
-        tell(kind._run.result(conformance_case), kind.judged())
+        tell(kind._run.result(conformance_case), kind._run.target)
 
 
 def tell(result: Result, target: Target) -> None:

@@ -212,15 +212,18 @@ async def swap(trial: Trial) -> None:
         file = Path(folder) / "unistream.toml"
         file.write_text(f'[profile.default]\nurl = "{trial.target.url}"\n', encoding="utf-8")
         for settings in ({"UNISTREAM_URL": trial.target.url}, {"UNISTREAM_CONFIG": str(file)}):
-            cleared = {name: value for name, value in os.environ.items() if not name.startswith("UNISTREAM_")}
-            with patch.dict(os.environ, {**cleared, **settings}, clear=True):
+            # Without a pause in between: other cases run beside this one, in the same environment.
+            with patch.dict(os.environ, settings):
+                for name in {"UNISTREAM_URL", "UNISTREAM_CONFIG", "UNISTREAM_PROFILE"} - settings.keys():
+                    os.environ.pop(name, None)
                 try:
-                    async with unistream.connect() as client:
-                        trial.tally("connected")
+                    found = unistream.connect()
                     # The driver under judgement is the one found by the URL, and whatever a saboteur put over it.
                     client = unistream.connect(driver=judged)
                 except ConfigError as error:
                     trial.that(False, "END-6", f"a client by {', '.join(settings)} alone", error)
+            async with found:
+                trial.tally("connected")
             async with client:
                 group = client.group("g", topic)
                 await group.create()
