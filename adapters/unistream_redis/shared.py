@@ -263,6 +263,10 @@ class SharedConsumer(LendingConsumer):
 
     async def _give_back(self, *, leave: bool) -> None:
         """Give back all that Redis lent to this member and that is not in the caller's hands."""
+        if self._reading is not None and not leave:
+            # Its answer may bring what Redis has lent already: given back as well, it would be in two hands.
+            self._unblock()
+            await self._finish_reading()
         held = {delivery.token for delivery in self._held}
         self._held.clear()
         for loan in held:
