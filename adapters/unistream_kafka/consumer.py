@@ -23,12 +23,12 @@ from unistream.errors import (
     ClosedError,
     LeaseLostError,
 )
-from unistream_kafka.control import position_of
 from unistream_kafka.errors import translated
 from unistream_kafka.lending import answer
 from unistream_kafka.producer import ENVELOPE
 from unistream_kafka.progress import Progress
 from unistream_kafka.told import Told
+from unistream_kafka.topics import position_of
 
 __all__ = ["KafkaConsumerDriver"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, TypeVar
 
 from kafka import KafkaConsumer, TopicPartition
@@ -32,59 +30,19 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from unistream.driver.types import GroupSpec, Lag, Member, Ordering, Retention, StartAt, TopicSpec
+from unistream.driver.types import GroupSpec, Lag, Member, StartAt, TopicSpec
 from unistream.errors import ConfigError, GroupMissingError, TopicMissingError, UnsupportedError
 from unistream_kafka.client import Place, connect
 from unistream_kafka.progress import settled_beyond
 from unistream_kafka.registry import Claim, Registry, group_id
+from unistream_kafka.topics import SUBSTITUTE, Standing, configs_of, place_in, standing_of, substitute
 
-__all__ = ["Control", "Standing", "position_of", "substitute"]
+__all__ = ["Control"]
 
 T = TypeVar("T")
 
-_DAY_MS = 86_400_000
-_SEGMENT_MS = 7 * _DAY_MS  # Kafka's default
-_SUBSTITUTE = "__unistream_topic_"
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.01
-_READABLE = 190  # of the 249 characters that a name of Kafka's may have
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """
-    A topic as it stands: its declaration, Kafka's id of it, the largest batch that it takes, its fewest copies.
-
-    Attributes:
-        stored: Its name in Kafka: its own, or its `substitute`.
-    """
-
-    spec: TopicSpec
-    stored: str
-    topic_id: str
-    most_bytes: int
-    copies: int
-
-
-def position_of(partition: int, offset: int) -> str:
-    """The text of a message's place."""
-    return f"{partition}/{offset}"
-
-
-def substitute(name: str) -> str:
-    """
-    Kafka's name of a topic whose own name Kafka does not take, as it has one that differs only in dots and underscores.
-
-    (Names of metrics would collide, and Kafka 4.4 answers INVALID_TOPIC_EXCEPTION.)
-    """
-    return f"{_SUBSTITUTE}{blake2b(name.encode(), digest_size=16).hexdigest()}_{name.replace('.', '_')[:_READABLE]}"
-
-
-def _place_in(position: str) -> tuple[int, int]:
-    partition, separator, offset = position.partition("/")
-    if not (separator and partition.isdecimal() and offset.isdecimal()):
-        raise ConfigError(f"{position!r} is not a position of this backend; take one from a receipt or a delivery")
-    return int(partition), int(offset)
 
 
 class Control:
@@ -135,7 +93,7 @@ class Control:
         wanted = {
             "num_partitions": spec.partitions,
             "replication_factor": self._replication,
-            "configs": _configs(spec),
+            "configs": configs_of(spec),
         }
         for stored in (spec.name, substitute(spec.name)):
             try:
@@ -195,7 +153,7 @@ class Control:
     def topics(self) -> list[TopicSpec]:
         """All topics but Kafka's and our own internal ones, by name."""
         names = [
-            name for name in self.admin().list_topics() if not name.startswith("__") or name.startswith(_SUBSTITUTE)
+            name for name in self.admin().list_topics() if not name.startswith("__") or name.startswith(SUBSTITUTE)
         ]
         specs = [standing.spec for standing in self._standing(self._describe(names))] if names else []
         return sorted(specs, key=lambda spec: spec.name)
@@ -221,7 +179,7 @@ class Control:
         resources = [ConfigResource(ConfigResourceType.TOPIC, each["name"]) for each in told]
         configs = self.admin().describe_configs(resources, config_filter="all").get("topic", {})
         return [
-            _standing(each, configs[each["name"]], like, *self._registry.declared(str(each["topic_id"])))
+            standing_of(each, configs[each["name"]], like, *self._registry.declared(str(each["topic_id"])))
             for each in told
             # One that is deleted between the two questions has no settings.
             if configs.get(each["name"])
@@ -370,7 +328,7 @@ class Control:
             since = start - datetime(1970, 1, 1, tzinfo=UTC)
             # Exact arithmetic: a float's microseconds could fall into the millisecond before.
             return self._since(topic, ends, max(0, -(-since // timedelta(milliseconds=1))))
-        partition, offset = _place_in(start)
+        partition, offset = place_in(start)
         if partition >= partitions:
             raise ConfigError(f"position {start!r}: topic {topic!r} has {partitions} partitions", topic=topic)
         # A position names a place in its own partition; in the others the group begins at the same time.
@@ -402,60 +360,3 @@ class Control:
             return int(found[0].timestamp) if found else None
         finally:
             reader.close(autocommit=False, timeout_ms=0)
-
-
-def _configs(spec: TopicSpec) -> dict[str, str]:
-    retention = spec.retention
-    configs = {
-        "cleanup.policy": "delete",
-        "retention.ms": "-1" if retention.max_age is None else str(math.ceil(retention.max_age * 1000)),
-        "retention.bytes": str(_bytes_per_partition(spec)),
-        # The broker's clock, so that starting at a time does not depend on the publishers' clocks.
-        "message.timestamp.type": "LogAppendTime",
-    }
-    if retention.max_age is not None and retention.max_age * 1000 < 4 * _SEGMENT_MS:
-        # Whole segments are removed, a quarter of the age each.
-        configs["segment.ms"] = str(max(60_000, int(retention.max_age * 250)))
-    return configs
-
-
-def _bytes_per_partition(spec: TopicSpec) -> int:
-    most = spec.retention.max_bytes
-    return -1 if most is None else math.ceil(most / spec.partitions)
-
-
-def _standing(
-    told: Mapping[str, Any],
-    configs: Mapping[str, Any],
-    like: TopicSpec | None,
-    name: str | None,
-    ordering: Ordering | None,
-) -> Standing:
-    partitions = len(told["partitions"])
-    milliseconds = int(configs["retention.ms"]["value"])
-    size = int(configs["retention.bytes"]["value"])
-    same_size = like is not None and like.partitions == partitions and _bytes_per_partition(like) == size
-    retention = Retention(
-        max_age=None if milliseconds < 0 else milliseconds / 1000,
-        max_bytes=like.retention.max_bytes
-        if like is not None and same_size
-        else None
-        if size < 0
-        else size * partitions,
-    )
-    spec = TopicSpec(
-        (name if told["name"].startswith(_SUBSTITUTE) else None) or told["name"],
-        partitions,
-        # A Kafka topic orders its partitions whether asked to or not: a foreign one gives what is asked of it.
-        ordering or ("key" if like is None else like.ordering),
-        retention,
-        overflow="reject" if like is None else like.overflow,
-    )
-    copies = min((len(partition["replica_nodes"]) for partition in told["partitions"]), default=0)
-    return Standing(
-        spec,
-        told["name"],
-        str(told["topic_id"]),
-        int(configs["max.message.bytes"]["value"]),
-        min(copies, int(configs["min.insync.replicas"]["value"])),
-    )

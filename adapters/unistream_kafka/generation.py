@@ -10,7 +10,8 @@ It also sends no heartbeats until it has its share. When the leader dies before 
 the end of its session, and all sessions end with it: `beat` keeps them.
 
 And it waits for its share only within a poll; one that comes between two polls it throws away, to join anew: a group
-whose leader does so goes round for ever. `keep_shares` keeps it. Runs on the client's event loop.
+whose leader does so goes round for ever. `keep_shares` keeps it. And it gives up every poll for its membership while a
+rebalance is under way: `keep_fetching` has it fetch on. Runs on the client's event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from kafka.protocol.consumer import HeartbeatRequest, OffsetCommitRequest
 from kafka.protocol.metadata import MetadataResponse
 from kafka.structs import MemberState, OffsetAndMetadata
 
-__all__ = ["beat", "keep_shares", "store"]
+__all__ = ["beat", "keep_fetching", "keep_shares", "store"]
+
+_LOOK_MS = 20
+"""How long a poll looks whether a rebalance is over, before it fetches from the partitions that are kept."""
 
 
 async def store(coordinator: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
@@ -118,6 +122,24 @@ def keep_shares(coordinator: Any) -> None:
         await take_up(*arguments)
 
     coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join, joined
+
+
+def keep_fetching(client: Any) -> None:
+    """
+    Have a KafkaConsumer look after its membership within a poll without giving up the poll for it.
+
+    (kafka-python 3.0.12 fetches nothing from the partitions that it keeps while a rebalance is under way.)
+    """
+    coordinator = client._coordinator
+    poll = coordinator.poll
+
+    def look(timeout_ms: float | None = None) -> bool:
+        if not (coordinator.need_rejoin() and client.assignment()):
+            return bool(poll(timeout_ms=timeout_ms))
+        short = _LOOK_MS if timeout_ms is None else min(timeout_ms, _LOOK_MS)
+        return poll(timeout_ms=short) or coordinator.state is MemberState.REBALANCING
+
+    coordinator.poll = look
 
 
 def _node(coordinator: Any) -> Any:

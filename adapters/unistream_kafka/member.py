@@ -21,15 +21,13 @@ from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
-from unistream_kafka.generation import beat, keep_shares, store
+from unistream_kafka.generation import beat, keep_fetching, keep_shares, store
 
 __all__ = ["Assigned", "Half", "Member"]
 
 _IDLE_SECONDS = 0.1
 """Between two looks at the group while nothing is wanted."""
 _POLL_MS = 250
-_LOOK_MS = 20
-"""How long a poll looks whether a rebalance is over, before it fetches from the partitions that are kept."""
 _LOST_CONTACT = 0.8
 """Of the session, without a heartbeat, after which this side takes its membership for lost: before the broker does."""
 _LEAVE_MS = 3000
@@ -224,7 +222,7 @@ class Member:
         client = connect(KafkaConsumer, self._place, **options)
         if self._group is not None:
             keep_shares(client._coordinator)
-            client._coordinator.poll = self._joining(client, client._coordinator.poll)
+            keep_fetching(client)
             client.subscribe([self._topic], listener=_Listener(self, client))
             self._learn(client)
         else:
@@ -235,23 +233,6 @@ class Member:
             self._crossing.put(self._half.assigned, {at: (offset, "") for at, offset in enumerate(self._starts)})
             self._tell_joined()
         return client
-
-    @staticmethod
-    def _joining(client: KafkaConsumer, poll: Callable[..., bool]) -> Callable[..., bool]:
-        """
-        Return how the client looks after its membership within a poll: without giving up the poll for it.
-
-        kafka-python 3.0.12 fetches nothing from the partitions that it keeps while a rebalance is under way.
-        """
-        coordinator = client._coordinator
-
-        def look(timeout_ms: float | None = None) -> bool:
-            if not (coordinator.need_rejoin() and client.assignment()):
-                return poll(timeout_ms=timeout_ms)
-            short = _LOOK_MS if timeout_ms is None else min(timeout_ms, _LOOK_MS)
-            return poll(timeout_ms=short) or coordinator.state is MemberState.REBALANCING
-
-        return look
 
     def _learn(self, client: KafkaConsumer) -> None:
         """

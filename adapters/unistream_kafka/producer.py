@@ -30,8 +30,8 @@ from unistream.errors import (
     UnistreamError,
 )
 from unistream_kafka.client import Place, connect, connected, discard, losses
-from unistream_kafka.control import position_of
 from unistream_kafka.errors import refusal, translate, translated
+from unistream_kafka.topics import position_of
 
 __all__ = ["ENVELOPE", "OVERHEAD_BYTES", "KafkaProducerDriver"]
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
-
-import pytest
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar, Self, TypeVar
 
 from unistream.config import parse_target
 from unistream.driver.checked import checked
-from unistream.driver.contract import Driver
+from unistream.driver.contract import ConsumerDriver, Driver
 from unistream.driver.types import (
     DataLoss,
     Event,
@@ -21,24 +18,19 @@ from unistream.driver.types import (
     RawDelivery,
     RawMessage,
     Settlement,
+    SettleOutcome,
     Token,
     TopicSpec,
     Verb,
 )
+
+Here = TypeVar("Here")
 
 LIMIT = 20.0
 """Seconds that a test waits for something that must come; only a failure takes that long."""
 
 LATE = 3.0
 """Seconds that a busy machine may add to what comes late at most a second by its promise. Nothing may come early."""
-
-
-def url_of(variable: str, name: str) -> str:
-    """The broker under test, from the environment."""
-    try:
-        return os.environ[variable]
-    except KeyError:
-        pytest.fail(f"{variable} is not set; run this with python -m tests.brokers run --only {name} -- pytest …")
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]], seconds: float = 90.0) -> None:
@@ -52,18 +44,47 @@ def run(test: Callable[[], Coroutine[Any, Any, None]], seconds: float = 90.0) ->
 
 
 class Opened:
-    """A driver on the broker under test, with what it emitted."""
+    """
+    A driver on the broker under test, with what it emitted.
+
+    Attributes:
+        prefix: Of the names of topics.
+    """
+
+    prefix: ClassVar[str] = "t."
 
     def __init__(self, driver: Driver, events: list[Event]) -> None:
         self.driver: Any = driver
         self.events = events
-        self.name = f"t.{secrets.token_hex(6)}"
+        self.name = f"{self.prefix}{secrets.token_hex(6)}"
         self.ended: list[Token] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, kind: type[Driver], address: str) -> AsyncIterator[Self]:
+        """A checked driver of this kind; the test's topic is deleted at the end."""
+        driver_class = checked(kind)
+        events: list[Event] = []
+        driver = driver_class(parse_target(address, driver_class), events.append)
+        await driver.open()
+        here = cls(driver, events)
+        try:
+            yield here
+        finally:
+            try:
+                await driver.delete_topic(here.name)
+            finally:
+                await driver.close()
+
+    @property
+    def gaps(self) -> list[DataLoss]:
+        """The losses reported so far."""
+        return [event for event in self.events if isinstance(event, DataLoss)]
 
     @property
     def lost(self) -> int:
         """Messages reported lost so far."""
-        return sum(event.count or 0 for event in self.events if isinstance(event, DataLoss))
+        return sum(event.count or 0 for event in self.gaps)
 
     async def topic(self, **settings: Any) -> TopicSpec:
         """The test's topic."""
@@ -104,28 +125,33 @@ def message(number: int, *, key: bytes | None = None, partition: int = 0) -> Raw
     return RawMessage(str(number), str(number).encode(), key, (), partition)
 
 
-async def open_driver(kind: type[Driver], address: str, events: list[Event]) -> Driver:
-    """A checked driver of this kind."""
-    driver_class = checked(kind)
-    driver = driver_class(parse_target(address, driver_class), events.append)
-    await driver.open()
-    return driver
+async def receive(consumer: ConsumerDriver, limit: int, timeout: float) -> list[RawDelivery]:
+    """Receive, whether the answer comes at once or later."""
+    answer = consumer.receive(limit, timeout)
+    return answer if isinstance(answer, list) else await answer
 
 
-async def take(consumer: Any, count: int, limit: int = 100) -> list[RawDelivery]:
+async def take(consumer: ConsumerDriver, count: int, limit: int = 100) -> list[RawDelivery]:
     """Receive until `count` deliveries came."""
     deliveries: list[RawDelivery] = []
     async with asyncio.timeout(LIMIT):
         while len(deliveries) < count:
             # Short, since a lease counts from the call.
-            deliveries += await consumer.receive(min(limit, count - len(deliveries)), 0.1)
+            deliveries += await receive(consumer, min(limit, count - len(deliveries)), 0.1)
     return deliveries
 
 
-async def end(consumer: Any, deliveries: list[RawDelivery], verb: Verb = Verb.ACK, delay: float = 0) -> None:
+async def settle(
+    consumer: ConsumerDriver, deliveries: list[RawDelivery], verb: Verb = Verb.ACK, delay: float = 0
+) -> list[SettleOutcome]:
+    """Settle deliveries alike, whether the answer comes at once or later."""
+    answer = consumer.settle([Settlement(delivery.token, verb, delay) for delivery in deliveries])
+    return answer if isinstance(answer, list) else await answer
+
+
+async def end(consumer: ConsumerDriver, deliveries: list[RawDelivery], verb: Verb = Verb.ACK, delay: float = 0) -> None:
     """Settle deliveries alike; none may be refused."""
-    outcomes = await consumer.settle([Settlement(delivery.token, verb, delay) for delivery in deliveries])
-    assert outcomes == [None] * len(deliveries)
+    assert await settle(consumer, deliveries, verb, delay) == [None] * len(deliveries)
 
 
 def ids(deliveries: list[RawDelivery]) -> list[str]:
@@ -173,6 +199,11 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    async def drained(self) -> None:
+        """Wait until the connections that were cut are gone on both sides."""
+        if self._pipes:
+            await asyncio.wait(self._pipes)
+
     def freeze(self) -> None:
         """Let no byte through, in either direction; connections stay open."""
         self._open.clear()
@@ -203,6 +234,8 @@ class Proxy:
         ]
         self._pipes.update(pipes)
         await asyncio.wait(pipes)
+        self._pipes.difference_update(pipes)
+        self._writers -= {writer, up_writer}
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
         try:
@@ -229,7 +262,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_for(kind: type[Driver]) -> AsyncIterator[Proxy]:
-    """A proxy that listens, healed before what was opened inside is closed."""
+    """A proxy that listens."""
     proxy = Proxy(kind)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.address = server.sockets[0].getsockname()[:2]
@@ -239,3 +272,16 @@ async def proxy_for(kind: type[Driver]) -> AsyncIterator[Proxy]:
         server.close()
         await proxy.stop()
         await server.wait_closed()
+
+
+Opener = Callable[[str, type[Driver]], AbstractAsyncContextManager[Here]]
+
+
+@asynccontextmanager
+async def behind_proxy(kind: type[Driver], address: str, opened: Opener[Here]) -> AsyncIterator[tuple[Here, Proxy]]:
+    """What `opened` gives for a driver that goes through a proxy; healed before it is closed."""
+    async with proxy_for(kind) as proxy, opened(address, proxy.driver) as here:
+        try:
+            yield here, proxy
+        finally:
+            proxy.heal()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.urls import url_of
 from unistream.conformance.registry import Tier, load_cases
 from unistream.conformance.suite import Suite
 from unistream.conformance.target import Target
@@ -31,7 +30,4 @@ class TestKafka(Suite):
     @classmethod
     def judged(cls) -> Target:
         """Return the server; a missing one is a failure."""
-        url = os.environ.get("UNISTREAM_KAFKA_URL")
-        if not url:
-            pytest.fail("UNISTREAM_KAFKA_URL is not set: run by `python -m tests.brokers run -- pytest`", pytrace=False)
-        return Target.of(f"{url}?session_timeout=4")
+        return Target.of(f"{url_of('UNISTREAM_KAFKA_URL')}?session_timeout=4")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.urls import url_of
 from unistream.conformance.registry import Tier, load_cases
 from unistream.conformance.runner import run_case
 from unistream.conformance.suite import Suite
@@ -22,14 +21,8 @@ TELLING = (
 
 
 def _target() -> Target:
-    url = os.environ.get("UNISTREAM_RABBITMQ_URL")
-    if not url:
-        pytest.fail(
-            "UNISTREAM_RABBITMQ_URL is not set: run the tests by `python -m tests.brokers run -- pytest`",
-            pytrace=False,
-        )
     # Nobody kills this server, so new groups need not settle.
-    return Target.of(f"{url}?heartbeat=2&creation_settles=0")
+    return Target.of(f"{url_of('UNISTREAM_RABBITMQ_URL')}?heartbeat=2&creation_settles=0")
 
 
 @pytest.mark.rabbitmq

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.urls import url_of
 from unistream.conformance.suite import Suite
 from unistream.conformance.target import Target
-
-
-def _url(variable: str) -> str:
-    url = os.environ.get(variable)
-    if not url:
-        pytest.fail(f"{variable} is not set: run the tests by `python -m tests.brokers run -- pytest`", pytrace=False)
-    return url
 
 
 @pytest.mark.redis
@@ -27,7 +19,7 @@ class TestRedis(Suite):
     @classmethod
     def judged(cls) -> Target:
         """Return the server; a missing one is a failure."""
-        return Target.of(_url("UNISTREAM_REDIS_URL"))
+        return Target.of(url_of("UNISTREAM_REDIS_URL"))
 
 
 @pytest.mark.redis
@@ -40,4 +32,4 @@ class TestRedis8(Suite):
     @classmethod
     def judged(cls) -> Target:
         """Return the server; a missing one is a failure."""
-        return Target.of(_url("UNISTREAM_REDIS8_URL"))
+        return Target.of(url_of("UNISTREAM_REDIS8_URL"))

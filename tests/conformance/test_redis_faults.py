@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.urls import url_of
 from unistream.conformance.registry import Case, Tier, load_cases
 from unistream.conformance.runner import run_case
 from unistream.conformance.target import Target
@@ -13,7 +12,6 @@ from unistream.conformance.verdict import Verdict
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
-VARIABLE = "UNISTREAM_REDIS_URL"
 CASES = [case for case in load_cases() if case.tier is Tier.FAULTS and not case.id.startswith("sim.")]
 """Storms are long and of chance: `python -m unistream.conformance.storm URL` runs them."""
 
@@ -21,9 +19,7 @@ CASES = [case for case in load_cases() if case.tier is Tier.FAULTS and not case.
 @pytest.fixture(scope="module")
 def target() -> Target:
     """The shared Redis, whose dead connections are noticed soon."""
-    url = os.environ.get(VARIABLE)
-    assert url, f"{VARIABLE} is not set: run python -m tests.brokers run --only redis -- pytest …"
-    return Target.of(f"{url}?dead_peer_after=2")
+    return Target.of(f"{url_of('UNISTREAM_REDIS_URL')}?dead_peer_after=2")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

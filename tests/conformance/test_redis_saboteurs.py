@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
+from tests.urls import url_of
 from unistream.conformance.kill import accusations, harm
 from unistream.conformance.registry import Tier, load_cases
 from unistream.conformance.runner import Result, run_case
@@ -19,7 +19,6 @@ from unistream.conformance.verdict import Verdict
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(400)]
 
-VARIABLE = "UNISTREAM_REDIS_URL"
 SIDE_BY_SIDE = 4
 """Cases that run at once: they mostly wait."""
 
@@ -40,9 +39,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def target() -> Target:
     """The shared Redis, whose dead connections are noticed soon."""
-    url = os.environ.get(VARIABLE)
-    assert url, f"{VARIABLE} is not set: run python -m tests.brokers run --only redis -- pytest …"
-    return Target.of(f"{url}?dead_peer_after=2")
+    return Target.of(f"{url_of('UNISTREAM_REDIS_URL')}?dead_peer_after=2")
 
 
 @pytest.fixture(scope="module")

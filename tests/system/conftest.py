@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 
 import pytest
 
+from tests import urls
 from unistream._registry import installed_schemes
 
 VARIABLES = {
@@ -22,9 +22,7 @@ def url_of(target: str) -> str:
     """The URL of a target; a promised broker that is absent fails the test."""
     if target == "memory":
         return f"memory://system-{secrets.token_hex(4)}"
-    url = os.environ.get(VARIABLES[target])
-    assert url, f"{VARIABLES[target]} is not set: run `make test`, or `python -m tests.brokers run -- pytest`"
-    return url
+    return urls.url_of(VARIABLES[target])
 
 
 @pytest.fixture(params=TARGETS)

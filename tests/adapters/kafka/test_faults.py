@@ -233,7 +233,7 @@ def test_a_member_without_a_network_knows_that_its_loans_ended() -> None:
             for _ in range(2):
                 deliveries = await take(two, 1)
                 await end(two, deliveries)
-            proxy.thaw()
+            proxy.heal()
             await two.close()
             await there.publish(2, first=3)
             rest = await patient(one, 2)

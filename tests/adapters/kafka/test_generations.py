@@ -7,19 +7,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.adapters.kafka.support import Proxy, end, ids, opened, run, settle, take, url
+from tests.adapters.kafka.support import end, ids, opened, proxied, run, settle, take, url
 from unistream.driver.types import Verb
 
 pytestmark = pytest.mark.kafka
-
-
-async def _proxied(stack: AsyncExitStack) -> Proxy:
-    proxy = Proxy()
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.address = server.sockets[0].getsockname()[:2]
-    stack.push_async_callback(proxy.stop)
-    stack.callback(server.close)
-    return proxy
 
 
 def test_a_group_that_waits_for_a_dead_member_goes_on() -> None:
@@ -28,14 +19,12 @@ def test_a_group_that_waits_for_a_dead_member_goes_on() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             here = await stack.enter_async_context(opened(f"{url()}?session_timeout=15"))
-            proxy = await _proxied(stack)
-            there = await stack.enter_async_context(opened(f"{url()}?session_timeout=15", proxy.driver()))
+            there, proxy = await stack.enter_async_context(proxied("?session_timeout=15"))
             await here.topic(partitions=1)
             group = await here.group()
             there.name = here.name
             one = await here.join(group)
             dead = await there.join(group)
-            stack.callback(proxy.thaw)
             proxy.freeze()
             joining = asyncio.create_task(here.join(group))
             loop = asyncio.get_running_loop()
@@ -51,7 +40,7 @@ def test_a_group_that_waits_for_a_dead_member_goes_on() -> None:
             assert slowest < 3.0
             assert await here.driver.lag(here.name, "g") == (0, True)
             assert here.ended == []
-            proxy.thaw()
+            proxy.heal()
             for member in (await joining, one, dead):
                 await member.close()
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import nats
 from nats.aio.client import Client
 
 from tests.adapters import support
-from tests.adapters.support import LIMIT, Proxy, end, ids, message, open_driver, proxy_for, run, take, url_of
+from tests.adapters.support import LIMIT, Proxy, behind_proxy, end, ids, message, run, take
+from tests.urls import url_of
 from unistream.driver.contract import Driver
 from unistream.driver.types import Event
 from unistream_nats import NatsDriver
@@ -25,15 +26,16 @@ QUIET = 0.8
 
 def url() -> str:
     """The NATS under test; `python -m tests.brokers run --only nats -- pytest …` sets it."""
-    return url_of("UNISTREAM_NATS_URL", "nats")
+    return url_of("UNISTREAM_NATS_URL")
 
 
 class Opened(support.Opened):
     """A driver on the NATS under test, and the client library beside it."""
 
-    def __init__(self, driver: Driver, events: list[Event], client: Client) -> None:
+    client: Client
+
+    def __init__(self, driver: Driver, events: list[Event]) -> None:
         super().__init__(driver, events)
-        self.client = client
         self.stream = "us_" + self.name.replace(".", "~")
 
     def subject(self, partition: int = 0) -> str:
@@ -63,27 +65,20 @@ class Opened(support.Opened):
 
 @asynccontextmanager
 async def opened(address: str | None = None, kind: type[Driver] = NatsDriver) -> AsyncIterator[Opened]:
-    """A checked driver; the test's topic is deleted at the end."""
-    events: list[Event] = []
-    driver = await open_driver(kind, address or url(), events)
-    client = await nats.connect(url())
-    here = Opened(driver, events, client)
-    try:
-        yield here
-    finally:
-        await driver.delete_topic(here.name)
-        await driver.close()
-        await client.close()
-
-
-@asynccontextmanager
-async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> AsyncIterator[tuple[Opened, Proxy]]:
-    """A checked driver behind a proxy."""
-    async with proxy_for(NatsDriver) as proxy, opened(url() + options, proxy.driver) as here:
+    """A checked driver, and a client beside it; the test's topic is deleted at the end."""
+    async with Opened.on(kind, address or url()) as here:
+        here.client = await nats.connect(url())
         try:
-            yield here, proxy
+            yield here
         finally:
-            proxy.heal()
+            await here.client.close()
+
+
+def proxied(
+    options: str = "?dead_peer_after=1&connect_timeout=1",
+) -> AbstractAsyncContextManager[tuple[Opened, Proxy]]:
+    """A checked driver behind a proxy."""
+    return behind_proxy(NatsDriver, url() + options, opened)
 
 
 async def quiet(consumer: NatsConsumer) -> None:

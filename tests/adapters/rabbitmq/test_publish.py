@@ -256,7 +256,7 @@ def test_a_frozen_connection_is_noticed() -> None:
 
             assert type(unknown) is PublishUnknownError
             assert time.monotonic() - started < here.driver.capabilities.lease.dead_peer_after + LATE
-            proxy.thaw()
+            proxy.heal()
             async with asyncio.timeout(LIMIT):
                 while True:
                     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from tests.adapters import support
-from tests.adapters.support import LIMIT, Proxy, end, ids, message, open_driver, proxy_for, run, take, url_of
+from tests.adapters.support import LIMIT, Proxy, behind_proxy, end, ids, message, run, take
+from tests.urls import url_of
 from unistream.driver.contract import ConsumerDriver, Driver
 from unistream.driver.types import Event
 from unistream_redis import RedisDriver
@@ -20,7 +20,7 @@ QUIET = 1.3
 
 def url() -> str:
     """The Redis under test; `python -m tests.brokers run --only redis -- pytest …` sets it."""
-    return url_of("UNISTREAM_REDIS_URL", "redis")
+    return url_of("UNISTREAM_REDIS_URL")
 
 
 class Opened(support.Opened):
@@ -31,28 +31,16 @@ class Opened(support.Opened):
         self.redis: Any = driver.native
 
 
-@asynccontextmanager
-async def opened(address: str | None = None, kind: type[Driver] = RedisDriver) -> AsyncIterator[Opened]:
+def opened(address: str | None = None, kind: type[Driver] = RedisDriver) -> AbstractAsyncContextManager[Opened]:
     """A checked driver; the test's topic is deleted at the end."""
-    events: list[Event] = []
-    here = Opened(await open_driver(kind, address or url(), events), events)
-    try:
-        yield here
-    finally:
-        try:
-            await here.driver.delete_topic(here.name)
-        finally:
-            await here.driver.close()
+    return Opened.on(kind, address or url())
 
 
-@asynccontextmanager
-async def proxied(options: str = "?dead_peer_after=1&connect_timeout=1") -> AsyncIterator[tuple[Opened, Proxy]]:
+def proxied(
+    options: str = "?dead_peer_after=1&connect_timeout=1",
+) -> AbstractAsyncContextManager[tuple[Opened, Proxy]]:
     """A checked driver behind a proxy."""
-    async with proxy_for(RedisDriver) as proxy, opened(url() + options, proxy.driver) as here:
-        try:
-            yield here, proxy
-        finally:
-            proxy.heal()
+    return behind_proxy(RedisDriver, url() + options, opened)
 
 
 async def quiet(consumer: ConsumerDriver) -> None:
