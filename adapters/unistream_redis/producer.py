@@ -176,19 +176,12 @@ class RedisProducer(ProducerDriver):
         del replies[len(batch) :]
         if replies and all(unavailable(reply) for reply in replies):
             raise translated(replies[0], f"publish to {self._topic.name!r}", self._topic.name)
-        if self._ordered:
-            return [
-                self._outcome(reply, message, message.partition) for message, reply in zip(batch, replies, strict=False)
-            ]
-        return [
-            Receipt(message.id, reply.decode()) if type(reply) is bytes else self._outcome(reply, message, None)
-            for message, reply in zip(batch, replies, strict=False)
-        ]
+        return [self._outcome(reply, message) for message, reply in zip(batch, replies, strict=False)]
 
-    def _outcome(self, reply: Any, message: RawMessage, partition: int | None) -> PublishOutcome:
+    def _outcome(self, reply: Any, message: RawMessage) -> PublishOutcome:
         name = self._topic.name
         if isinstance(reply, bytes):
-            return Receipt(message.id, position_of(reply, partition))
+            return Receipt(message.id, position_of(reply, message.partition if self._ordered else None))
         if isinstance(reply, ResponseError):
             return refusal(reply, name)
         if self._topic.max_backlog is not None and reply is None:
