@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unistream._dead_letters import DeadLetters
 from unistream._delivery import Delivery
-from unistream._intake import POLL_SECONDS, TURN, Intake
+from unistream._intake import POLL_SECONDS, Intake
 from unistream._link import Link
 from unistream._loans import DrainReport, finish
 from unistream._settler import LEAVE_SECONDS, Settler
+from unistream._turns import TURN
 from unistream.core.leases import Lease, Leases
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import RawDelivery, Token, Verb
@@ -107,8 +108,8 @@ class Consumer(Intake):
         return self
 
     async def __anext__(self) -> Delivery:
-        if self._unbroken >= TURN:
-            await self._turn()
+        if self._turns.unbroken >= TURN:
+            await self._turns.take()
         try:
             raw = self._next() or await self._wait(None)
         except ClosedError:
@@ -135,8 +136,8 @@ class Consumer(Intake):
 
         Concurrency: Several callers are served in turn.
         """
-        if self._unbroken >= TURN:
-            await self._turn()
+        if self._turns.unbroken >= TURN:
+            await self._turns.take()
         raw = self._next() or await self._wait(timeout)
         return None if raw is None else self._hand_out(raw, sys._getframe(1))
 
@@ -151,8 +152,8 @@ class Consumer(Intake):
         """
         if max < 1:
             raise ValueError(f"receive_many(max={max}): ask for 1 or more")
-        if self._unbroken >= TURN:
-            await self._turn()
+        if self._turns.unbroken >= TURN:
+            await self._turns.take()
         raw = self._next() or await self._wait(timeout)
         frame = sys._getframe(1)
         batch: list[Delivery] = []

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from unistream._delivery import Delivery
 from unistream._link import Link
 from unistream._loans import Loans, finish
+from unistream._turns import Turns
 from unistream._watchdog import Watchdog
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import RawDelivery
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
     from unistream._consumer import Consumer
     from unistream._group import Group
 
-__all__ = ["POLL_SECONDS", "TURN", "Intake"]
+__all__ = ["POLL_SECONDS", "Intake"]
 
 POLL_SECONDS = 5.0
 """The longest that one fetch waits at the broker; shorter for short leases, since a lease counts from the request."""
-
-TURN = 1000
-"""After so many messages that a driver gave at once, others on the event loop get their turn."""
 
 _TOKEN = itemgetter(RawDelivery._fields.index("token"))
 _ATTEMPT = itemgetter(RawDelivery._fields.index("attempt"))
@@ -59,7 +57,7 @@ class Intake(Loans):
         "_max_in_flight",
         "_paused",
         "_poll",
-        "_unbroken",
+        "_turns",
         "_watchdog",
     )
 
@@ -75,8 +73,8 @@ class Intake(Loans):
         self._buffer: deque[RawDelivery] = deque()
         self._waiting: deque[asyncio.Future[RawDelivery | None]] = deque()
         self._fetch: asyncio.Task[None] | None = None
-        # Messages that the driver gave at once since the last `_turn`.
-        self._unbroken = 0
+        # Counts what the driver gave at once.
+        self._turns = Turns()
 
     # Handing out
 
@@ -131,11 +129,6 @@ class Intake(Loans):
         self._bytes_out = total
         self.stats.delivered += len(batch) - before
         self.stats.redelivered += again
-
-    async def _turn(self) -> None:
-        """Let the event loop go round: a driver that answers at once never does by itself."""
-        self._unbroken = 0
-        await asyncio.sleep(0)
 
     async def _wait(self, timeout: float | None) -> RawDelivery | None:
         waiter: asyncio.Future[RawDelivery | None] = self._loop.create_future()
@@ -205,7 +198,7 @@ class Intake(Loans):
         if isinstance(answer, list):
             if self._link.error is not None:
                 self._link.up()
-            self._unbroken += len(answer)
+            self._turns.unbroken += len(answer)
             self._admit(answer, started)
             return bool(answer)
         self._fetch = self._loop.create_task(self._fetching(answer, started))

@@ -13,6 +13,7 @@ from typing import cast
 from unistream._confirmation import Confirmation, ProducerStats, WhenFull, receipt, size_of, with_stored
 from unistream._link import Link
 from unistream._room import Room
+from unistream._turns import Turns
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage
@@ -25,10 +26,7 @@ from unistream.errors import (
 )
 from unistream.message import Receipt
 
-__all__ = ["TURN", "Outbox", "answered", "failed"]
-
-TURN = 1000
-"""After so many messages that a driver took at once, others on the event loop get their turn."""
+__all__ = ["Outbox", "answered", "failed"]
 
 STOP_SECONDS = 5.0
 """How long a producer that gives up waits for the driver to notice that its calls were cancelled."""
@@ -45,7 +43,7 @@ class Outbox:
         stats: Shared with the producer.
         unseen: Failed messages that nobody has looked at.
         at_once: Whether the driver answered the last batch without an awaitable.
-        unbroken: Messages that the driver took at once since the last `turn`.
+        turns: Counts what the driver took at once.
         closing: Nothing new is taken.
     """
 
@@ -65,7 +63,7 @@ class Outbox:
         self.stats = stats
         self.unseen: dict[Confirmation, None] = {}
         self.at_once = False
-        self.unbroken = 0
+        self.turns = Turns()
         self.closing = False
         self._topic = topic
         self._driver = driver
@@ -101,15 +99,10 @@ class Outbox:
             return failed(error)
         if type(answer) is list:
             self.at_once = True
-            self.unbroken += len(raws)
+            self.turns.unbroken += len(raws)
         else:
             self.at_once = False
         return answer
-
-    async def turn(self) -> None:
-        """Let the event loop go round: a driver that answers at once never does by itself."""
-        self.unbroken = 0
-        await asyncio.sleep(0)
 
     def track(
         self, batch: Sequence[RawMessage], timeout: float, answer: Awaitable[list[PublishOutcome]]

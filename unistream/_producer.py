@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from unistream._confirmation import Confirmation, ProducerStats, WhenFull, outcome_of, size_of, with_stored
 from unistream._link import Link
-from unistream._outbox import TURN, Outbox, answered
+from unistream._outbox import Outbox, answered
+from unistream._turns import TURN
 from unistream.core.partitions import partition_for
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
@@ -142,8 +143,8 @@ class Producer:
         outbox = self._here()
         if not timeout >= LEAST_TIMEOUT:
             timeout = LEAST_TIMEOUT
-        if outbox.unbroken >= TURN:
-            await outbox.turn()
+        if outbox.turns.unbroken >= TURN:
+            await outbox.turns.take()
         raw, size = self._raw(value, key, headers, id)
         if outbox.clear and outbox.fits(size):
             answer = outbox.now((raw,), timeout)
@@ -181,8 +182,8 @@ class Producer:
         outbox = self._here()
         if not timeout >= LEAST_TIMEOUT:
             timeout = LEAST_TIMEOUT
-        if outbox.unbroken >= TURN:
-            await outbox.turn()
+        if outbox.turns.unbroken >= TURN:
+            await outbox.turns.take()
         raw, size = self._raw(value, key, headers, id)
         return await outbox.put(raw, size, timeout)
 
@@ -209,8 +210,8 @@ class Producer:
         rest = iter(messages)
         try:
             while batch := list(islice(rest, most)):
-                if outbox.unbroken >= TURN:
-                    await outbox.turn()
+                if outbox.turns.unbroken >= TURN:
+                    await outbox.turns.take()
                 if outbox.at_once and outbox.clear and (raws := self._plain(batch)) is not None:
                     # The driver answers at once: whole batches go straight through.
                     self._pass(outbox, raws, timeout, outcomes)

@@ -127,11 +127,11 @@ class Settler:
 
     def _answered(self, acks: Sequence[Delivery], entries: Sequence[_Entry], outcomes: Sequence[SettleOutcome]) -> None:
         if entries or type(outcomes) is not list or len(outcomes) != len(acks) or any(outcomes):
-            self._conclude([*map(_entry, acks), *entries], outcomes)
+            self._conclude(_as_entries(acks, entries), outcomes)
 
     def _drop_all(self) -> None:
         """Nothing more is sent: tell everybody who waits."""
-        rest = [*map(_entry, self.acks), *self._entries]
+        rest = _as_entries(self.acks, self._entries)
         self.acks.clear()
         self._entries.clear()
         self._conclude(rest, [self._unknown(TimeoutError("the consumer left"))] * len(rest))
@@ -143,9 +143,9 @@ class Settler:
         try:
             outcomes = await answer
         except BrokerUnavailableError as error:
-            await self._insist([*map(_entry, acks), *entries], error)
+            await self._insist(_as_entries(acks, entries), error)
         except BaseException as error:
-            self._give_up([*map(_entry, acks), *entries], error)
+            self._give_up(_as_entries(acks, entries), error)
         else:
             self._link.up()
             self._answered(acks, entries, outcomes)
@@ -341,9 +341,12 @@ class Settler:
         return self._abandoned
 
 
-def _entry(delivery: Delivery) -> _Entry:
-    """An ack in the form of every other settle, for when it has to be followed up."""
-    return _Entry(Settlement(delivery._raw.token, Verb.ACK), delivery._lease.deadline, delivery, None)
+def _as_entries(acks: Sequence[Delivery], entries: Sequence[_Entry]) -> list[_Entry]:
+    """A batch with its acks in the form of every other settle, for when it has to be followed up."""
+    return [
+        *(_Entry(Settlement(each._raw.token, Verb.ACK), each._lease.deadline, each, None) for each in acks),
+        *entries,
+    ]
 
 
 async def _refused(error: Exception) -> list[SettleOutcome]:
