@@ -6,7 +6,7 @@ The suite, not the adapter, owns the life of everything: what a trial creates it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -284,6 +284,26 @@ class Trial:
     async def take(self, member: RecordedMember, count: int, rule: str = "GRP-1") -> list[Lent]:
         """Receive `count` deliveries that must come."""
         return [await self.next(member, rule) for _ in range(count)]
+
+    async def collect(
+        self,
+        member: RecordedMember,
+        names: Collection[str],
+        rule: str,
+        *,
+        seconds: float,
+        settle: Callable[[Lent], Awaitable[object]] = Lent.ack,
+    ) -> None:
+        """Settle what comes until all of `names` have come."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        missing = set(names)
+        while missing and loop.time() < ends:
+            lent = await member.receive(min(1.0, max(0.01, ends - loop.time())))
+            if lent is not None:
+                missing.discard(lent.msg or "")
+                await settle(lent)
+        self.that(not missing, rule, f"all {len(names)} messages within {seconds:.1f} s", f"missing {sorted(missing)}")
 
     async def silent(self, member: RecordedMember, rule: str, *, seconds: float | None = None) -> None:
         """Check that a member receives nothing; costs the whole time, so prefer a fence message."""

@@ -95,8 +95,14 @@ class ConsumerLayer(ConsumerDriver):
 
 
 class DriverLayer(Driver):
-    """A driver that delegates everything to one of `inner_class`, which `stack` sets."""
+    """
+    A driver that delegates everything to one of `inner_class`, which `stack` sets.
 
+    Attributes:
+        beyond: Messages that its consumers ask for beyond what they may hold.
+    """
+
+    beyond: ClassVar[int] = 0
     inner_class: ClassVar[type[Driver]]
     producer_layer: ClassVar[type[ProducerLayer]] = ProducerLayer
     consumer_layer: ClassVar[type[ConsumerLayer]] = ConsumerLayer
@@ -180,6 +186,7 @@ class DriverLayer(Driver):
         lost: Callable[[Collection[Token], str], None],
     ) -> ConsumerDriver:
         """Delegate, and put a layer over the consumer."""
+        max_in_flight += self.beyond
         inner = await self.inner.consumer(group, topic, max_in_flight=max_in_flight, lost=lost)
         return self.consumer_layer(inner, self, group, max_in_flight)
 

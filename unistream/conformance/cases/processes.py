@@ -25,16 +25,7 @@ async def take(trial: Trial, who: Worker, count: int) -> list[Held]:
 
 async def collect(trial: Trial, member: RecordedMember, names: set[str], rule: str = "GRP-4") -> None:
     """Ack what comes until all of `names` have come, in the time that a death allows."""
-    loop = asyncio.get_running_loop()
-    limit = within(trial)
-    ends = loop.time() + limit
-    missing = set(names)
-    while missing and loop.time() < ends:
-        lent = await member.receive(min(1.0, max(0.01, ends - loop.time())))
-        if lent is not None:
-            missing.discard(lent.msg or "")
-            await lent.ack()
-    trial.that(not missing, rule, f"all {len(names)} messages within {limit:.1f} s", f"missing {sorted(missing)}")
+    await trial.collect(member, names, rule, seconds=within(trial))
 
 
 @case(

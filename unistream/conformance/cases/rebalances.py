@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from unistream.conformance.cases.processes import KILLED, PROCESS, take
-from unistream.conformance.members import worker
+from unistream.conformance.members import Worker, worker
 from unistream.conformance.plan import Handling
+from unistream.conformance.recorded import RecordedProducer
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
@@ -16,10 +17,14 @@ BUSY = Handling(hold=(0.0, 0.05), nack=0.0, reject=0.0, extend=0.0, overstay=0.0
 """Members that ack everything, half of it confirmed, after a moment."""
 
 
-async def _publish(trial: Trial, publish: object, count: int) -> None:
+async def _workers(trial: Trial, count: int) -> list[Worker]:
+    return await asyncio.gather(*(worker(trial) for _ in range(count)))
+
+
+async def _publish(producer: RecordedProducer, count: int) -> None:
     async with Together() as tasks:
         for number in range(count):
-            tasks.create_task(publish(key=b"k%d" % (number % 16)))  # type: ignore[operator]
+            tasks.create_task(producer.publish(key=b"k%d" % (number % 16)))
             if number % 10 == 0:
                 await asyncio.sleep(0.01)
 
@@ -37,18 +42,18 @@ async def kill9(trial: Trial) -> None:
     topic = await trial.topic(partitions=4)
     group = await trial.group(topic)
     producer = await trial.producer(topic)
-    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+    workers = await _workers(trial, 4)
     for each in workers:
         await each.join(group, max_in_flight=10)
         await each.work(BUSY)
-    await _publish(trial, producer.publish, 200)
+    await _publish(producer, 200)
     victim = workers[0]
     held_back = await worker(trial)
     await held_back.join(group, max_in_flight=3)
-    await _publish(trial, producer.publish, 200)
+    await _publish(producer, 200)
     await victim.kill()
     await held_back.kill()
-    await _publish(trial, producer.publish, 200)
+    await _publish(producer, 200)
     for each in workers[1:]:
         await each.call("rest")
         await each.leave()
@@ -68,11 +73,11 @@ async def join_under_load(trial: Trial) -> None:
     topic = await trial.topic(partitions=4)
     group = await trial.group(topic)
     producer = await trial.producer(topic)
-    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+    workers = await _workers(trial, 4)
     for each in workers:
         await each.join(group, max_in_flight=10)
         await each.work(BUSY)
-        await _publish(trial, producer.publish, 150)
+        await _publish(producer, 150)
     settled = [int(await each.call("rest")) for each in workers]
     trial.that(min(settled) > 0, "GRP-2", "work for every member", settled)
     for each in workers:
@@ -99,14 +104,7 @@ async def leave_graceful(trial: Trial) -> None:
     await take(trial, leaver, 6)
     other = await trial.member(group)
     await leaver.leave()
-    loop = asyncio.get_running_loop()
-    ends = loop.time() + 5.0 + trial.pace.slack
-    while names and loop.time() < ends:
-        lent = await other.receive(max(0.01, ends - loop.time()))
-        if lent is not None:
-            names.discard(lent.msg or "")
-            await lent.ack()
-    trial.that(not names, "GRP-4", "all that it held, within 5 s", f"missing {sorted(names)}")
+    await trial.collect(other, names, "GRP-4", seconds=5.0 + trial.pace.slack)
     await other.leave()
     await trial.drain(group, quiet=5.0)
 
@@ -141,7 +139,7 @@ async def settle_during(trial: Trial) -> None:
         tasks.create_task(settle())
         for _ in range(4):
             await guest.join(group, max_in_flight=5)
-            await _publish(trial, producer.publish, 60)
+            await _publish(producer, 60)
             await guest.leave()
         over.set()
     await settler.leave()
@@ -161,12 +159,12 @@ async def mass_join(trial: Trial) -> None:
     topic = await trial.topic(partitions=8)
     group = await trial.group(topic)
     producer = await trial.producer(topic)
-    workers = await asyncio.gather(*(worker(trial) for _ in range(2)))
+    workers = await _workers(trial, 2)
     joins = [each.join(group, max_in_flight=4) for each in workers for _ in range(4)]
     await trial.within(4 * trial.pace.patience, asyncio.gather(*joins), "GRP-2", "eight joins")
     for each in workers:
         await each.work(BUSY)
-    await _publish(trial, producer.publish, 200)
+    await _publish(producer, 200)
     await asyncio.gather(*(each.call("rest") for each in workers))
     for each in workers:
         await each.leave()
@@ -187,11 +185,11 @@ async def across_rebalance(trial: Trial) -> None:
     topic = await trial.topic(partitions=4, ordering="key")
     group = await trial.group(topic, ordering="key")
     producer = await trial.producer(topic)
-    workers = await asyncio.gather(*(worker(trial) for _ in range(4)))
+    workers = await _workers(trial, 4)
 
     async def load() -> None:
         while not over.is_set():
-            await _publish(trial, producer.publish, 30)
+            await _publish(producer, 30)
 
     over = asyncio.Event()
     async with Together() as tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from unistream.conformance.recorded import Lent, RecordedMember
+from unistream.conformance.recorded import Lent, RecordedMember, RecordedProducer
 from unistream.conformance.registry import Tier, case
 from unistream.conformance.tasks import Together
 from unistream.conformance.trial import Trial
@@ -34,15 +34,7 @@ async def answer(lent: Lent, *, confirm: bool = False) -> UnistreamError | None:
 
 async def come(trial: Trial, member: RecordedMember, names: set[str], *, seconds: float, rule: str = "GRP-4") -> None:
     """Ack what comes until every one of `names` has come."""
-    loop = asyncio.get_running_loop()
-    ends = loop.time() + seconds
-    missing = set(names)
-    while missing and loop.time() < ends:
-        lent = await member.receive(min(1.0, max(0.0, ends - loop.time())))
-        if lent is not None:
-            missing.discard(lent.msg or "")
-            await answer(lent)
-    trial.that(not missing, rule, f"all {len(names)} messages within {seconds:.1f} s", f"missing {sorted(missing)}")
+    await trial.collect(member, names, rule, seconds=seconds, settle=answer)
 
 
 @case(
@@ -71,19 +63,19 @@ async def half_open(trial: Trial) -> None:
         # Now the producer, which was not speaking meanwhile, speaks into its own half-open connection.
         limit = trial.claims.lease.dead_peer_after + trial.pace.patience
         for _ in range(2):
-            await _publish_again(trial, producer.publish, limit)
+            await _publish_again(trial, producer, limit)
         trial.recorder.record("fault", member=producer.name, since=since, note="connection half open")
     # Where partitions are shared out, those of a member that asks for nothing stand still as long as it stays.
     await member.leave()
     await trial.drain(group)
 
 
-async def _publish_again(trial: Trial, publish: object, limit: float) -> None:
+async def _publish_again(trial: Trial, producer: RecordedProducer, limit: float) -> None:
     loop = asyncio.get_running_loop()
     ends = loop.time() + limit
     while True:
         try:
-            await publish(timeout=max(0.1, ends - loop.time()))  # type: ignore[operator]
+            await producer.publish(timeout=max(0.1, ends - loop.time()))
         except UnistreamError as error:
             trial.that(loop.time() < ends, "END-3", f"a confirm within {limit:.1f} s", error)
         else:

@@ -221,17 +221,7 @@ class Hoard(DriverLayer):
     """Fetches the whole backlog into the process."""
 
     consumer_layer = _Hoarder
-
-    async def consumer(
-        self,
-        group: GroupSpec,
-        topic: TopicSpec,
-        *,
-        max_in_flight: int,
-        lost: Callable[[Collection[Token], str], None],
-    ) -> ConsumerDriver:
-        """Ask for far more than the member may hold."""
-        return await super().consumer(group, topic, max_in_flight=100_000, lost=lost)
+    beyond = 100_000
 
 
 @saboteur("never-off-the-list", "GRP-7", by=("ovl.many-topics",))

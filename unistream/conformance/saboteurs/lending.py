@@ -212,17 +212,7 @@ class NewestFirst(Overtake):
     """Lends one message of a key at a time, but the newest first."""
 
     consumer_layer = _NewestFirst
-
-    async def consumer(
-        self,
-        group: GroupSpec,
-        topic: TopicSpec,
-        *,
-        max_in_flight: int,
-        lost: Callable[[Collection[Token], str], None],
-    ) -> ConsumerDriver:
-        """Ask for more than the member may hold."""
-        return await super().consumer(group, topic, max_in_flight=max_in_flight + 100, lost=lost)
+    beyond = 100
 
 
 @saboteur("count-stuck", "DEL-4", by=("red.double-lease", "red.count-survives-kill9"))
