@@ -185,9 +185,12 @@ class NackDelay(Capability):
 
     Attributes:
         max: The longest delay, in seconds.
+        twice: A nack of unknown outcome may leave the message twice in its group; each is then lent and settled by
+            itself.
     """
 
     max: float = inf
+    twice: bool = False
 
     def satisfies(self, need: object) -> bool:
         """A number asks for delays of that many seconds."""

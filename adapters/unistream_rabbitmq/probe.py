@@ -83,6 +83,7 @@ def capabilities_of(version: tuple[int, ...], heartbeat: int) -> Capabilities:
         nack_delay=NackDelay(
             level=Level.EMULATED,
             max=MAX_DELAY,
+            twice=True,
             note="queues with a TTL; in ordered groups, and while the broker takes no messages, kept by the member",
         ),
         lease=Lease(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pika import BasicProperties
@@ -55,12 +55,16 @@ class Relay:
         """See `Delays.remainder`."""
         return await self._delays.remainder(delay)
 
-    async def put(self, hops: Sequence[Hop]) -> None:
+    async def put(self, hops: Sequence[Hop], still: Callable[[], bool] = lambda: True) -> None:
         """
         Publish, and wait until the server holds all of it.
 
+        Args:
+            hops: What to publish.
+            still: Asked last of all, before anything is written: False if it must not be published any more.
+
         Raises:
-            BrokerUnavailableError: Any of it may have happened.
+            BrokerUnavailableError: Any of it may have happened; nothing if it was not to be published any more.
         """
         if not hops:
             return
@@ -69,6 +73,8 @@ class Relay:
             publisher = self._publisher
             if publisher is None or not publisher.usable:
                 publisher = self._publisher = await Publisher.open(await self._line.wire())
+            if not still():
+                raise BrokerUnavailableError("the channel of what was to be put back has ended", driver="amqp")
             batch = publisher.batch(len(hops))
             for index, (exchange, hop) in enumerate(zip(exchanges, hops, strict=True)):
                 publisher.publish(batch, index, exchange, hop.queue, hop.body, hop.properties)

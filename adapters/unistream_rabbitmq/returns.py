@@ -49,7 +49,7 @@ class Returns:
             # A channel that is dead and does not know it yet has given the messages back already: they would be there
             # twice.
             await fetched.channel.catch_up()
-            await self._setting.relay.put(hops)
+            await self._setting.relay.put(hops, lambda: not fetched.over)
 
     async def unlent(self, fetched: Fetched, left: Sequence[Arrival]) -> None:
         """Put back what was not lent, with the lendings it had; when that fails it is all among the fetched again."""

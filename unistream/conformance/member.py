@@ -204,6 +204,12 @@ class Worker:
         assert isinstance(receipt, Receipt)
         return name
 
+    async def do_publish_again(self, *, topic: str, bodies: dict[str, str]) -> list[bool | None]:
+        """Publish bodies under ids of the caller's own; return for each whether it was known."""
+        async with self._client.producer(topic) as producer:
+            receipts = [await producer.publish(body.encode(), id=name) for name, body in bodies.items()]
+        return [each.duplicate for each in receipts]
+
     async def do_work(self, *, member: str, seed: int, lease: float, handling: dict[str, Any]) -> None:
         """Let a member receive and settle by itself from now on, as `Plan.deed` says."""
         parts: dict[str, Any] = {name: tuple(e) if isinstance(e, list) else e for name, e in handling.items()}
@@ -220,6 +226,9 @@ class Worker:
         """Harm or heal the wire; return what it has carried, lost and broken so far."""
         assert self._proxy is not None
         getattr(self._proxy, fault)(*arguments)
+        if fault in ("reset", "heal"):
+            # Connections end by these; the fault lasts until that was felt.
+            await self._client.health()
         return {"carried": self._proxy.carried, "lost": self._proxy.lost, "broken": self._proxy.broken}
 
     async def do_mortal(self) -> None:

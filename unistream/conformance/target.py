@@ -96,6 +96,7 @@ class Target:
             dedupe=bool(claims.dedupe),
             fencing=bool(claims.fencing),
             attempts_exact=bool(claims.attempts) and claims.attempts.count == "exact",
+            nacks_twice=claims.nack_delay.twice,
             lease_scope=claims.lease.scope,
             blocks=claims.ordering.blocks,
             rebalances=claims.lease.scope == "member" and claims.parallelism.bound == "partitions",

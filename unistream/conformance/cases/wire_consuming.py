@@ -244,6 +244,8 @@ async def flap(trial: Trial) -> None:
             line, who = [(lines[0], producer), (lines[1], members[0]), (lines[2], members[1])][turn % 3]
             with line.harm(who, "reset") as proxy:  # type: ignore[arg-type]
                 proxy.reset()
+                # The fault lasts until it was felt: until then a client lends what it had read before.
+                await line.client.health()
         over.set()
     # Liveness: after the last reset a message still goes all the way.
     fence, _ = await trial.within(trial.pace.patience, producer.publish(), "END-3", "publishing after the resets")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import itemgetter
 
 from unistream.conformance.checkers.run import Group, Lending, Operation, Run
 from unistream.conformance.checkers.table import checker
@@ -19,18 +20,18 @@ def not_exclusive(run: Run, terms: Terms) -> Iterator[Violation]:
         for msg, lendings in group.by_msg.items():
             if len(lendings) < 2 or group.seeks:
                 continue
-            held_until, holder = 0, lendings[0]
+            holds: list[tuple[int, Lending]] = []
             for lending in lendings:
-                if lending.at < held_until - round(terms.resolution * NANO):
+                held = [(end, each) for end, each in holds if lending.at < end - round(terms.resolution * NANO)]
+                if len(held) > run.left_twice(lendings, lending, terms):
+                    holder = max(held, key=itemgetter(0))[1]
                     yield Violation(
                         "GRP-2",
                         "not-exclusive",
                         (holder.index, lending.index),
                         f"{msg} was lent to {lending.member} while {holder.member} held it",
                     )
-                end = run.hold_end(lending, terms)
-                if end > held_until:
-                    held_until, holder = end, lending
+                holds = [*held, (run.hold_end(lending, terms), lending)]
 
 
 @checker("inflight", "BPC-1")
@@ -61,8 +62,12 @@ def unjustified_redelivery(run: Run, terms: Terms) -> Iterator[Violation]:
     """A message is lent again only for a cause."""
     for group in run.groups.values():
         for msg, lendings in group.by_msg.items():
+            excused = 0
             for before, again in pairwise(lendings):
                 if not _justified(run, terms, group, before, again.at):
+                    if excused < run.left_twice(lendings, again, terms):
+                        excused += 1  # the other one of two
+                        continue
                     yield Violation(
                         "DEL-9",
                         "unjustified-redelivery",
@@ -129,6 +134,8 @@ def count(run: Run, terms: Terms) -> Iterator[Violation]:
             for before, again in pairwise(lendings):
                 if not terms.durable and run.broker_failed(before.at, again.at):
                     continue  # it may have forgotten a lending, or made two at once, which were seen in any order
+                if run.left_twice(lendings, again, terms):
+                    continue  # it may be the other one of two, which count for themselves
                 if _spends(run, terms, before) and again.attempt <= before.attempt:
                     yield _count(again, f"attempt of {msg} went from {before.attempt} to {again.attempt}", before)
                 elif terms.attempts_exact and again.attempt < before.attempt:

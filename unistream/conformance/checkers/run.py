@@ -8,7 +8,7 @@ lasted in truth, and a settle counts as held by the broker only when it surely w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from unistream.conformance.checkers.terms import Terms
@@ -75,6 +75,8 @@ class Lending:
     extends: list[Operation] = field(default_factory=list)
     expired: int | None = None
     """When the delivery itself said that it was lost."""
+    refused: bool = False
+    """Whether it said so after its settle had been taken: the broker refused that one later."""
 
     @property
     def settle(self) -> Operation | None:
@@ -119,6 +121,8 @@ class Group:
     """The topic that takes what is rejected."""
     members: list[Member] = field(default_factory=list)
     lendings: list[Lending] = field(default_factory=list)
+    stale: list[Lending] = field(default_factory=list)
+    """Those whose lease was over when a process that had stood still handed them out; in no other list."""
     by_msg: dict[str, list[Lending]] = field(default_factory=lambda: defaultdict(list))
     """The lendings of every message, in order; dead letters by `copy_name`, since two groups may send one each."""
     seeks: list[int] = field(default_factory=list)
@@ -152,6 +156,8 @@ class Run:
         self.members: dict[str, Member] = {}
         self.lendings: dict[str, Lending] = {}
         self.faults: list[Fault] = []
+        self.strays: set[str | None] = set()
+        """Fingerprints of bodies that are none of this run's and were published on purpose."""
         self.tallies: dict[str, int] = defaultdict(int)
         self.ended = history[len(history) - 1].at if len(history) else 0
         self._calls: dict[tuple[str, int, int], Operation] = {}
@@ -194,19 +200,14 @@ class Run:
         Return from when the broker surely holds the settle, or None when that is not sure.
 
         A confirmed one counts from its answer. A plain one counts when its lease had time left and the member
-        lived on, undisturbed, for as long as a coalesced ack takes, or left properly.
+        lived on, undisturbed, for as long as a coalesced ack takes, or left properly, and the library never said that
+        the broker had refused it after all.
         """
-        if call.outcome != "ok" or call.done is None:
+        if call.outcome != "ok" or call.done is None or lending.refused:
             return None
         if call.confirmed:
             return call.done
         flushed = call.done + round(terms.settle_flush * NANO)
-        if terms.rebalances:
-            # While a group waits for the end of a dead member's session, the broker may take nobody's settles.
-            recovery = round(terms.recover_within * NANO)
-            deaths = [each.died for each in self.group(lending.where).members if each.died is not None]
-            near = [died for died in deaths if died <= flushed and call.done <= died + recovery]
-            flushed = max([flushed, *(died + recovery for died in near)])
         member = self.members.get(lending.member)
         if member is not None and member.left is not None and member.left < flushed:
             flushed = member.left
@@ -217,6 +218,24 @@ class Run:
         if self.disturbed(lending.member, call.began, flushed):
             return None
         return flushed
+
+    def left_twice(self, lendings: Sequence[Lending], again: Lending, terms: Terms) -> int:
+        """Return how many more than one there may be of a message: one for each nack that a fault was around."""
+        if not terms.nacks_twice:
+            return 0
+        earlier = [call for each in lendings if each.index < again.index for call in self._unsure_nacks(each, terms)]
+        return sum(call.began <= again.at for call in earlier)
+
+    def _unsure_nacks(self, lending: Lending, terms: Terms) -> list[Operation]:
+        member, flush = self.members.get(lending.member), round(terms.settle_flush * NANO)
+        died = None if member is None else member.died
+        return [
+            call
+            for call in lending.settles[:1]
+            for end in [(self.ended if call.done is None else call.done) + flush]
+            if call.op == "nack"
+            and (self.disturbed(lending.member, call.began, end) or (died is not None and call.began <= died <= end))
+        ]
 
     def disturbed(self, member: str, since: int, until: int) -> bool:
         """Tell whether a fault reached `member` between the two times."""
@@ -238,12 +257,14 @@ class Run:
                 self._read_deliver(index, event)
             case "ack" | "nack" | "reject" | "extend":
                 self._read_settle(index, event)
-            case "renew" | "expire":
+            case "renew" | "expire" | "refuse":
                 self._read_lease(event)
             case "join" | "leave" | "death" | "idle":
                 self._read_member(event)
             case "create" | "seek" | "drain" | "loss":
                 self._read_group(index, event)
+            case "stray":
+                self.strays.add(event.digest)
             case "tally":
                 self.tallies[event.note or ""] += 1 if event.count is None else event.count
             case "fault":
@@ -318,6 +339,7 @@ class Run:
             return
         group = self.group(lending.where)
         group.lendings.remove(lending)
+        group.stale.append(lending)
         copies = group.by_msg[copy_name(lending.msg, lending.origin)]
         copies.remove(lending)
         if not copies:
@@ -336,7 +358,9 @@ class Run:
 
     def _read_lease(self, event: Event) -> None:
         lending = self.lendings[event.lending or ""]
-        if event.op == "expire":
+        if event.op == "refuse":
+            lending.refused = True
+        elif event.op == "expire":
             lending.expired = event.at if lending.expired is None else lending.expired
         elif event.until is not None:
             lending.until = event.until

@@ -19,11 +19,15 @@ def redelivered_after_settle(run: Run, terms: Terms) -> Iterator[Violation]:
     """Once the broker holds an ack or a reject, the message is never lent to that group again."""
     for group in run.groups.values():
         for msg, lendings in group.by_msg.items():
+            excused = 0
             for before, again in pairwise(lendings):
                 held = _settled_from(run, terms, before)
                 if held is None or again.at <= held or run.sought(group.where, before.at, again.at):
                     continue
                 if not terms.durable and run.broker_failed(held, again.at):
+                    continue
+                if excused < run.left_twice(lendings, again, terms):
+                    excused += 1  # the other one of two
                     continue
                 call = before.settles[0]
                 yield Violation(
@@ -64,6 +68,19 @@ def stale_settle_accepted(run: Run, terms: Terms) -> Iterator[Violation]:
                             (before.index, again.index, call.done_index or call.index),
                             f"{before.member} could {call.op} {msg} although it had been lent to {again.member}",
                         )
+        for slept in group.stale:
+            others = [each for each in group.by_msg.get(slept.msg or "", ()) if each.at >= (slept.until or 0)]
+            for call in (*slept.settles, *slept.extends):
+                answered = call.op == "extend" or call.confirmed
+                other = next((each for each in others if each.index < call.index), None)
+                if answered and call.outcome == "ok" and other is not None:
+                    yield Violation(
+                        "DEL-7",
+                        "stale-settle-accepted",
+                        (other.index, slept.index, call.done_index or call.index),
+                        f"{slept.member} could {call.op} {slept.msg}, whose lease had ended in its sleep, "
+                        f"although it had been lent to {other.member}",
+                    )
 
 
 @checker("settle-refused-in-lease", "DEL-6", "DEL-7")
@@ -72,15 +89,19 @@ def settle_refused_in_lease(run: Run, terms: Terms) -> Iterator[Violation]:
     for group in run.groups.values():
         for lending in group.lendings:
             for call in (*lending.settles, *lending.extends):
-                if call.outcome != "fail" or call.error in MISUSE:
+                late = lending.refused and call is lending.settle
+                if not late and (call.outcome != "fail" or call.error in MISUSE):
                     continue
-                if _had_cause_to_refuse(run, terms, lending, call.began, call.done or call.began):
+                until = call.done or call.began
+                if late:  # it was refused when it arrived; where partitions move, nobody can say when that was
+                    until = run.ended if terms.rebalances else until + round(terms.settle_flush * NANO)
+                if _had_cause_to_refuse(run, terms, lending, call.began, until):
                     continue
                 yield Violation(
                     "DEL-7",
                     "settle-refused-in-lease",
                     (lending.index, call.done_index or call.index),
-                    f"{lending.member} could not {call.op} {lending.msg} ({call.error}) with lease left",
+                    f"{lending.member} could not {call.op} {lending.msg} with lease left: {call.error or 'told later'}",
                 )
 
 

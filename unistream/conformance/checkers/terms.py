@@ -21,6 +21,8 @@ class Terms:
     """A settle by a member whose lease has ended is refused (DEL-7)."""
     attempts_exact: bool = True
     """`attempt` never falls, also over the crash of a member (DEL-4)."""
+    nacks_twice: bool = False
+    """A nack around which the connection was lost may leave the message twice (DEL-7)."""
     lease_scope: str = "message"
     """`message`, `member` or `connection`: with the latter two a fault of the member's connection ends its leases."""
     blocks: str = "key"
