@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.base import MemberState
 from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
-from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 
 from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
 from unistream_kafka.generation import beat, keep_fetching, keep_shares, store
+from unistream_kafka.listener import Listener
 
 __all__ = ["Assigned", "Half", "Member"]
 
@@ -223,7 +222,7 @@ class Member:
         if self._group is not None:
             keep_shares(client._coordinator)
             keep_fetching(client)
-            client.subscribe([self._topic], listener=_Listener(self, client))
+            client.subscribe([self._topic], listener=Listener(self, client))
             self._learn(client)
         else:
             partitions = [TopicPartition(self._topic, at) for at in range(len(self._starts))]
@@ -259,9 +258,10 @@ class Member:
         self._ask()
         self._pause(client, everything=not wanted)
         self._unpark(client)
-        idle = not wanted or self._down
+        settled = self._joined and (self._group is None or self._settled(client._coordinator))
+        idle = self._joined and (not wanted or self._down)
         try:
-            found = client.poll(timeout_ms=0 if idle and self._joined else _POLL_MS, max_records=wanted or 1)
+            found = client.poll(timeout_ms=0 if idle or settled else _POLL_MS, max_records=wanted or 1)
         except OffsetOutOfRangeError as error:
             self._trimmed(client, error)
             return
@@ -276,6 +276,28 @@ class Member:
             with self._bell:
                 if not self._leaving:
                     self._bell.wait(_IDLE_SECONDS)
+        elif settled and wanted:
+            self._await_news(client)
+
+    @staticmethod
+    def _settled(coordinator: Any) -> bool:
+        """Whether a poll has nothing to wait for but messages: in a rebalance it waits for its share, too."""
+        return coordinator.state is MemberState.STABLE and not (
+            coordinator.coordinator_unknown() or coordinator.need_rejoin()
+        )
+
+    def _await_news(self, client: KafkaConsumer) -> None:
+        """Wait until a fetch is answered, or this member is to leave: a poll that waits could not be told to."""
+        fetches = list(client._fetcher._fetch_futures)
+        for fetch in fetches:
+            fetch.add_both(self._ring)
+        with self._bell:
+            if not self._leaving and not any(fetch.is_done for fetch in fetches):
+                self._bell.wait(_POLL_MS / 1000 if fetches else _IDLE_SECONDS)
+
+    def _ring(self, _: object) -> None:
+        with self._bell:
+            self._bell.notify()
 
     def _tell_joined(self) -> None:
         self._joined = True
@@ -361,39 +383,3 @@ class Member:
             self._down = True
         finally:
             abandon(client._client)
-
-
-class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Takes the client's word of a rebalance to the loop; the rebalance waits, heartbeats go on."""
-
-    def __init__(self, member: Member, client: KafkaConsumer) -> None:
-        self._member = member
-        self._client = client
-
-    async def on_partitions_assigned(self, assigned: Any) -> None:
-        client, half = self._client, self._member._half
-        stored = await client._coordinator.fetch_committed_offsets_async(assigned)
-        found: dict[int, tuple[int, str] | None] = {}
-        for at in assigned:
-            there = stored.get(at)
-            found[at.partition] = None if there is None else (there.offset, there.metadata or "")
-            client.seek(at, half.place(at.partition) if there is None else there.offset)
-        self._member._crossing.put(half.assigned, found)
-
-    async def on_partitions_revoked(self, revoked: Any) -> None:
-        member, manager = self._member, self._client._manager
-        done = Future()
-
-        def go_on() -> None:
-            manager.call_soon(lambda: done.is_done or done.success(None))
-
-        if (
-            revoked
-            and not member.mute
-            and member._crossing.put(member._half.revoked, [at.partition for at in revoked], go_on)
-        ):
-            await done
-
-    async def on_partitions_lost(self, lost: Any) -> None:
-        member = self._member
-        member._crossing.put(member._half.lost, [at.partition for at in lost], "the membership was lost")

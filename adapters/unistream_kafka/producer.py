@@ -1,4 +1,4 @@
-"""Publishes batches through a KafkaProducer: one crossing to its owner thread per batch, one back.
+"""Publishes batches through a KafkaProducer: given to it straight away, or by its owner thread where that may wait.
 
 The client's own deadline is off. In kafka-python 3.0.12 a batch that was sent once and then passes
 `delivery_timeout_ms` resets the producer id to a state that nothing leaves: no later future is ever resolved
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, cast
 
 from kafka import KafkaProducer
@@ -38,6 +38,8 @@ __all__ = ["ENVELOPE", "OVERHEAD_BYTES", "KafkaProducerDriver"]
 ENVELOPE = Envelope(key=True, time=True)
 
 _FOREVER_MS = 2**31 - 1
+_MOST_STRAIGHT = 512
+"""A larger batch is given to the client by the owner thread: the event loop would stand still for too long."""
 _MOST_HELD = 20_000
 _MOST_HELD_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 512 * 1024
@@ -60,7 +62,7 @@ class _Batch:
         self.bytes = 0
         # The client's future of a message, or the error of one that it did not take.
         self.answers: list[Any] = [None] * len(messages)
-        self._left = len(messages)
+        self._left = 0
         self._lock = threading.Lock()
         self._report = report
         self.begun = False
@@ -71,12 +73,24 @@ class _Batch:
             begun, self.begun = self.begun, True
         return not begun
 
-    def answered(self, _: object = None) -> None:
-        """One more message is decided."""
+    def follow(self, futures: Collection[Any]) -> None:
+        """Report when these are decided, each the last one of ours in a batch of the client, and the rest with them."""
+        self._left = len(futures)
+        if not futures:
+            self._report()
+        for future in futures:
+            future._add_cb_eb(self._answered, self._answered)
+
+    def _answered(self, _: object) -> None:
         with self._lock:
             self._left -= 1
-            last = self._left == 0
-        if last:
+            if self._left:
+                return
+        # What is over in the client's batch is over in order, unless the client has split the batch meanwhile.
+        left = [answer for answer in self.answers if not isinstance(answer, UnistreamError) and not answer.is_done]
+        if left:
+            self.follow(left)
+        else:
             self._report()
 
 
@@ -108,6 +122,9 @@ class KafkaProducerDriver(ProducerDriver):
         self._client: KafkaProducer | None = None
         self._failures = 0
         self._failure = ""
+        # The loop's: how many batches wait for the owner thread, and how many failures it has heard of.
+        self._posted = 0
+        self._told = 0
         # Handed to the client and not decided, counted in its own threads too.
         self._held = 0
         self._held_bytes = 0
@@ -134,15 +151,23 @@ class KafkaProducerDriver(ProducerDriver):
         decided: asyncio.Future[BaseException | None] = loop.create_future()
         put = self._owner.crossing.put
         under_way = _Batch(batch, lambda: put(_finish, decided, None))
-        failures = self._failures
+        failures = self._told
 
         def hand_over() -> None:
             try:
                 self._hand_over(under_way, failures)
             except Exception as error:
                 put(_finish, decided, error)
+            finally:
+                put(self._taken, self._failures)
 
-        self._owner.post(hand_over)
+        client = self._client
+        if len(batch) <= _MOST_STRAIGHT and not self._posted and client is not None and self._takes(client):
+            under_way.begin()
+            self._send(client, under_way)
+        else:
+            self._posted += 1
+            self._owner.post(hand_over)
         # Answered before the caller stops waiting: after that the outcome would count as unknown.
         early = until - min(_ANSWER_SECONDS, timeout / 4)
         try:
@@ -166,6 +191,20 @@ class KafkaProducerDriver(ProducerDriver):
         return [
             self._outcome(message, answer, timeout) for message, answer in zip(batch, under_way.answers, strict=True)
         ]
+
+    def _taken(self, failures: int) -> None:
+        self._posted -= 1
+        self._told = failures
+
+    def _takes(self, client: KafkaProducer) -> bool:
+        """Whether the client takes messages without waiting for anything."""
+        return (
+            connected(client._sender._client)
+            and self._held < _MOST_HELD
+            and self._held_bytes < _MOST_HELD_BYTES
+            and not client._transaction_manager.has_fatal_error()
+            and client._metadata.partitions_for_topic(self._stored) is not None
+        )
 
     async def _gone(self) -> None:
         """The client knows no such topic any more; if it is deleted, give up what is under way to it."""
@@ -237,7 +276,7 @@ class KafkaProducerDriver(ProducerDriver):
             self._send(client, batch)
 
     def _send(self, client: KafkaProducer, batch: _Batch) -> None:
-        name, send, wrap, answers, answered = self._stored, client.send, ENVELOPE.wrap, batch.answers, batch.answered
+        name, send, wrap, answers = self._stored, client.send, ENVELOPE.wrap, batch.answers
         batch.bytes = sum(len(message.value) for message in batch.messages)
         with self._held_lock:
             if not self._held:
@@ -253,6 +292,8 @@ class KafkaProducerDriver(ProducerDriver):
             report()
 
         batch._report = let_go
+        # The client's batch -> the last message in it: one callback each, instead of one for every message.
+        last: dict[Any, Any] = {}
         for at, message in enumerate(batch.messages):
             headers = wrap(message, 0)
             try:
@@ -264,10 +305,9 @@ class KafkaProducerDriver(ProducerDriver):
                     made = NotPublishedError(str(made), driver="kafka", topic=self._name, retryable=True)
                     made.__cause__ = error
                 answers[at] = made
-                answered()
             else:
-                answers[at] = answer
-                answer._add_cb_eb(answered, answered)
+                answers[at] = last[answer._produce_future] = answer
+        batch.follow(last.values())
 
     def _ready(self) -> KafkaProducer:
         """The client, connected; one attempt to connect if it is not."""
@@ -319,7 +359,7 @@ class KafkaProducerDriver(ProducerDriver):
                 if future.succeeded():
                     return
                 error = future.exception or error
-            time.sleep(pause)
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
             pause = min(2 * pause, _MOST_RETRY_SECONDS)
         raise error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -77,7 +78,11 @@ class OwnerThread:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=(self._jobs, self.crossing, self._ended), name=name, daemon=True
+        )
+        # The thread holds nothing of this object, so that one that nobody closed ends with it all the same.
+        weakref.finalize(self, self._jobs.put, None).atexit = False
         self._thread.start()
 
     async def call(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
@@ -140,16 +145,18 @@ class OwnerThread:
             self._jobs.put(None)
         await asyncio.shield(self._ended)
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            # A finished job would keep its result alive until the next one comes.
-            del job
-        self.crossing.put(self._end)
 
-    def _end(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+def _run(jobs: SimpleQueue[_Job | None], crossing: Crossing, ended: asyncio.Future[None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        # A finished job would keep its result alive until the next one comes.
+        del job
+    crossing.put(_end, ended)
+
+
+def _end(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
