@@ -105,10 +105,10 @@ class DeadLetters:
         except UnistreamError as error:
             _log.error("%s could not be dead-lettered: %s", delivery._name, error)
             # Still lent; its lease ends, and it comes again.
-            delivery._consumer._settler.stop_renewing(delivery._raw.token)
+            delivery._loans.settler.stop_renewing(delivery._raw.token)
 
     async def _bury(self, delivery: Delivery, move: Move, reason: str) -> None:
-        consumer = delivery._consumer
+        loans = delivery._loans
         if self._producer is not None:
             try:
                 await self._producer._publish_raw(self._letter(delivery, reason), timeout=PUBLISH_SECONDS)
@@ -118,14 +118,14 @@ class DeadLetters:
                 failed = PublishError(f"the dead letter of {delivery._name} was not confirmed: {error}")
                 failed.stored = error.stored or "unknown"
                 raise failed from error
-        await consumer._settle(delivery, move, Verb.ACK)
+        await loans.settle(delivery, move, Verb.ACK)
         # Counted now: a message whose lease was lost meanwhile comes again, and is moved aside and counted then.
         if self._producer is None:
-            _log.warning("%s dropped: %s (the group has no dead letter topic)", delivery._name, reason)
-            consumer.stats.dropped += 1
+            _log.warning("%s dropped: %r (the group has no dead letter topic)", delivery._name, reason)
+            loans.stats.dropped += 1
         else:
-            _log.warning("%s dead-lettered to %r: %s", delivery._name, self._producer.topic, reason)
-            consumer.stats.dead_lettered += 1
+            _log.warning("%s dead-lettered to %r: %r", delivery._name, self._producer.topic, reason)
+            loans.stats.dead_lettered += 1
 
     def _letter(self, delivery: Delivery, reason: str) -> RawMessage:
         spec = self._spec

@@ -1,10 +1,11 @@
 """One lending of a message, as applications see it: what was published, and the ways to settle it.
 
-Knows nothing of brokers; the consumer that lent it does the settling.
+Knows nothing of brokers; the member that holds it does the settling.
 """
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -18,7 +19,7 @@ from unistream.message import Headers, Message, Origin
 if TYPE_CHECKING:
     from types import CodeType, TracebackType
 
-    from unistream._consumer import Consumer
+    from unistream._loans import Loans
 
 __all__ = ["Delivery"]
 
@@ -33,12 +34,12 @@ class Delivery:
     As an async context manager it acks on success; on an exception it nacks, and the exception goes on (DEL-10).
     """
 
-    __slots__ = ("_code", "_consumer", "_lease", "_line", "_raw", "_state")
+    __slots__ = ("_code", "_lease", "_line", "_loans", "_raw", "_state")
 
     def __init__(
-        self, consumer: Consumer, raw: RawDelivery, lease: Lease, code: CodeType | None = None, line: int = 0
+        self, loans: Loans, raw: RawDelivery, lease: Lease, code: CodeType | None = None, line: int = 0
     ) -> None:
-        self._consumer = consumer
+        self._loans = loans
         self._raw = raw
         self._lease = lease
         self._state = _LENT
@@ -73,7 +74,7 @@ class Delivery:
     @property
     def topic(self) -> str:
         """The topic."""
-        return self._consumer.topic
+        return self._loans.topic
 
     @property
     def partition(self) -> int:
@@ -123,15 +124,15 @@ class Delivery:
     @property
     def state(self) -> State:
         """`lent`, `acked`, `nacked`, `rejected` or `lost`."""
-        if self._state is State.LENT and not self._consumer._holds(self):
+        if self._state is State.LENT and not self._loans.holds(self):
             self._move(Move.LOSE)
         return self._state
 
     @property
     def lease_expires_at(self) -> datetime:
         """When the lease ends unless it is renewed; aware UTC, by the local clock."""
-        left = self._lease.deadline - self._consumer._loop.time()
-        return datetime.fromtimestamp(self._consumer._wall() + left, UTC)
+        left = self._lease.deadline - self._loans.loop.time()
+        return datetime.fromtimestamp(time.time() + left, UTC)
 
     @property
     def native(self) -> Any:
@@ -156,16 +157,16 @@ class Delivery:
 
         Cancellation: The ack is sent all the same.
         """
-        consumer = self._consumer
+        loans = self._loans
         if not confirm:
             # The way of nearly every delivery: no table look-up, no future.
-            if self._state is _LENT and consumer._ack(self):
+            if self._state is _LENT and loans.ack(self):
                 self._state = _ACKED
                 return
         else:
-            consumer._group._require("ack_confirm", "ack(confirm=True)")
+            loans.group._require("ack_confirm", "ack(confirm=True)")
         if self._can(Move.ACK):
-            await consumer._settle(self, Move.ACK, Verb.ACK)
+            await loans.settle(self, Move.ACK, Verb.ACK)
 
     async def nack(self, delay: float | None = None, reason: str | None = None) -> None:
         """
@@ -186,9 +187,9 @@ class Delivery:
         Cancellation: The nack is sent all the same.
         """
         if delay is not None:
-            self._consumer._group._check_delay(delay)
+            self._loans.group._check_delay(delay)
         if self._can(Move.NACK):
-            await self._consumer._nack(self, delay, reason)
+            await self._loans.nack(self, delay, reason)
 
     async def reject(self, reason: str) -> None:
         """
@@ -202,7 +203,7 @@ class Delivery:
         Cancellation: Dead-lettered or still lent.
         """
         if self._can(Move.REJECT):
-            await self._consumer._reject(self, reason)
+            await self._loans.reject(self, reason)
 
     async def extend(self, seconds: float) -> None:
         """
@@ -218,7 +219,7 @@ class Delivery:
         """
         if self.state is not State.LENT:
             raise refusal(self._state, Move.ACK, self._name).__class__(f"extend of {self._name}: it is {self._state}")
-        await self._consumer._extend(self, seconds)
+        await self._loans.extend(self, seconds)
 
     async def __aenter__(self) -> Delivery:
         return self
@@ -227,7 +228,7 @@ class Delivery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._state is State.LENT:
-            await self._consumer._conclude(self, error)
+            await self._loans.conclude(self, error)
 
     def _can(self, move: Move) -> bool:
         """Whether `move` changes anything; raises where the table has no such transition."""
@@ -242,11 +243,11 @@ class Delivery:
 
     @property
     def _name(self) -> str:
-        return f"delivery {self.id} (attempt {self.attempt}) of {self._consumer.topic}/{self._consumer.group_name}"
+        return f"delivery {self.id} (attempt {self.attempt}) of {self._loans.topic}/{self._loans.group_name}"
 
     def __repr__(self) -> str:
-        return f"<Delivery {self.id} of {self.topic}/{self._consumer.group_name} attempt {self.attempt} {self.state}>"
+        return f"<Delivery {self.id} of {self.topic}/{self._loans.group_name} attempt {self.attempt} {self.state}>"
 
     def __del__(self) -> None:
         if self._state is _LENT and self._code is not None:
-            self._consumer._dropped_unsettled(self)
+            self._loans.dropped_unsettled(self)

@@ -221,18 +221,18 @@ async def _work(consumer: Consumer, handler: Handler) -> None:
         except Exception as error:
             if not isinstance(error, Reject):
                 _log.warning("%s: the handler raised %r", delivery._name, error)
-            await consumer._conclude(delivery, error)
+            await delivery._loans.conclude(delivery, error)
         except asyncio.CancelledError as stop:
             if me.cancelling():
-                await consumer._conclude(delivery, stop)
+                await delivery._loans.conclude(delivery, stop)
                 raise
             # Something that the handler awaited was cancelled, not the handler: to its group that is a failure.
             _log.warning("%s: the handler raised %r", delivery._name, stop)
-            await consumer._conclude(delivery, RuntimeError(f"the handler ended with {stop!r}"))
+            await delivery._loans.conclude(delivery, RuntimeError(f"the handler ended with {stop!r}"))
         except BaseException as stop:
-            await consumer._conclude(delivery, stop)
+            await delivery._loans.conclude(delivery, stop)
             raise
         else:
-            await consumer._conclude(delivery, None)
+            await delivery._loans.conclude(delivery, None)
         finally:
             del consumer._handlers[me], delivery

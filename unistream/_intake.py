@@ -18,15 +18,13 @@ from unistream._link import Link
 from unistream._loans import Loans, finish
 from unistream._turns import Turns
 from unistream._watchdog import Watchdog
+from unistream.core.leases import Lease
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import RawDelivery
 from unistream.errors import ClosedError, ContractError, UnistreamError
 
 if TYPE_CHECKING:
-    from types import CodeType
-
-    from unistream._consumer import Consumer
-    from unistream._group import Group
+    from types import FrameType
 
 __all__ = ["POLL_SECONDS", "Intake"]
 
@@ -39,17 +37,20 @@ _ATTEMPT = itemgetter(RawDelivery._fields.index("attempt"))
 _log = logging.getLogger("unistream.consumer")
 
 
-class Intake(Loans):
-    """What a member has fetched and not handed out yet, and who waits for it. The middle of `Consumer`."""
+class Intake:
+    """
+    What a member has fetched and not handed out yet, and who waits for it.
 
-    _link: Link
-    _watchdog: Watchdog
-    _poll: float
+    Attributes:
+        loans: What the member holds.
+        driver: Fetches; see `ConsumerDriver`.
+        waiting: Who waits for a delivery, in turn.
+        turns: Counts what the driver gave at once.
+        buffer: What is held and waits to be handed out.
+        error: Why nothing will come any more.
+    """
 
     __slots__ = (
-        "_buffer",
-        "_driver",
-        "_error",
         "_fetch",
         "_link",
         "_low",
@@ -57,61 +58,94 @@ class Intake(Loans):
         "_max_in_flight",
         "_paused",
         "_poll",
-        "_turns",
         "_watchdog",
+        "buffer",
+        "driver",
+        "error",
+        "loans",
+        "turns",
+        "waiting",
     )
 
-    def __init__(self, group: Group, max_in_flight: int, max_in_flight_bytes: int) -> None:
-        super().__init__(group)
+    def __init__(
+        self,
+        loans: Loans,
+        driver: ConsumerDriver,
+        link: Link,
+        watchdog: Watchdog,
+        *,
+        max_in_flight: int,
+        max_in_flight_bytes: int,
+    ) -> None:
+        self.loans = loans
+        self.driver = driver
+        self._link = link
+        self._watchdog = watchdog
         self._max_in_flight = max_in_flight
         self._max_bytes = max_in_flight_bytes
         self._low = max_in_flight // 4
-        self._driver: ConsumerDriver | None = None
+        self._poll = min(POLL_SECONDS, loans.leases.lease / 4)
         self._paused = False
-        self._error: UnistreamError | None = None
-        # What is held and waits to be handed out, and who waits for it.
-        self._buffer: deque[RawDelivery] = deque()
-        self._waiting: deque[asyncio.Future[RawDelivery | None]] = deque()
         self._fetch: asyncio.Task[None] | None = None
-        # Counts what the driver gave at once.
-        self._turns = Turns()
+        self.buffer: deque[RawDelivery] = deque()
+        self.waiting: deque[asyncio.Future[RawDelivery | None]] = deque()
+        self.turns = Turns()
+        self.error: UnistreamError | None = None
 
     # Handing out
 
-    def _next(self) -> RawDelivery | None:
+    def next(self) -> RawDelivery | None:
         """The next one, if one may be handed out without waiting."""
-        if self._closed or self._error is not None or self._driver is None:
+        loans = self.loans
+        if loans.closed or self.error is not None:
             raise self._refusal()
-        if asyncio._get_running_loop() is not self._loop:
-            self._group._client._wrong_loop()
-        if self._waiting or self._paused:
+        loans.check_loop()
+        if self.waiting or self._paused:
             return None
-        if len(self._buffer) <= self._low:
+        if len(self.buffer) <= self._low:
             self._ask()
         return self._pop()
 
+    def hand_out(self, raw: RawDelivery, frame: FrameType) -> Delivery:
+        """Make the delivery; `frame` is the application's, where it awaits it."""
+        loans = self.loans
+        stats = loans.stats
+        stats.delivered += 1
+        if raw.attempt > 1:
+            stats.redelivered += 1
+        lease = loans.held.get(raw.token)
+        if lease is None:
+            # Lost since it was fetched: it says so when it is asked.
+            lease = Lease(loans.now(), loans.now(), 0)
+        return Delivery(loans, raw, lease, frame.f_code, frame.f_lineno)
+
     def _pop(self) -> RawDelivery | None:
-        buffer = self._buffer
+        loans, buffer = self.loans, self.buffer
         while buffer:
             raw = buffer[0]
-            lease = self._held.get(raw.token)
+            lease = loans.held.get(raw.token)
             # By the clock too: after a stop of the whole process the timer may not have gone off yet.
-            if lease is not None and self._now() < lease.deadline:
+            if lease is not None and loans.now() < lease.deadline:
                 size = len(raw.message.value)
-                if self._bytes_out and self._bytes_out + size > self._max_bytes:
+                if loans.bytes_out and loans.bytes_out + size > self._max_bytes:
                     return None
-                self._bytes_out += size
-                self._out[raw.token] = size
+                loans.bytes_out += size
+                loans.out[raw.token] = size
                 return buffer.popleft()
             buffer.popleft()
         return None
 
-    def _pop_many(self, batch: list[Delivery], most: int, code: CodeType, line: int) -> None:
-        """Add to `batch` what is at hand, up to `most` in all: `_pop` for many, handed out."""
-        buffer, held, out = self._buffer, self._held, self._out
-        total, most_bytes = self._bytes_out, self._max_bytes
-        consumer = cast("Consumer", self)
-        before, again, now = len(batch), 0, self._now()
+    def next_many(self, batch: list[Delivery], most: int, frame: FrameType) -> RawDelivery | None:
+        """
+        Add to `batch` what is at hand, up to `most` in all: `_pop` for many, handed out.
+
+        Returns:
+            One more, if there is one after all.
+        """
+        loans, buffer = self.loans, self.buffer
+        held, out, code, line = loans.held, loans.out, frame.f_code, frame.f_lineno
+        total, most_bytes = loans.bytes_out, self._max_bytes
+        before, again, now = len(batch), 0, loans.now()
         while buffer and len(batch) < most:
             raw = buffer[0]
             token = raw[1]
@@ -124,36 +158,41 @@ class Intake(Loans):
                 out[token] = size
                 if raw[4] > 1:
                     again += 1
-                batch.append(Delivery(consumer, raw, lease, code, line))
+                batch.append(Delivery(loans, raw, lease, code, line))
             buffer.popleft()
-        self._bytes_out = total
-        self.stats.delivered += len(batch) - before
-        self.stats.redelivered += again
+        loans.bytes_out = total
+        loans.stats.delivered += len(batch) - before
+        loans.stats.redelivered += again
+        # Once there is something, nothing that happens meanwhile is raised: it would be lost.
+        over = len(batch) == most or loans.closed or self.error is not None
+        return None if over else self.next()
 
-    async def _wait(self, timeout: float | None) -> RawDelivery | None:
-        waiter: asyncio.Future[RawDelivery | None] = self._loop.create_future()
-        self._waiting.append(waiter)
-        self._serve()
-        timer = None if timeout is None else self._loop.call_later(max(timeout, 0), finish, waiter)
+    async def wait(self, timeout: float | None) -> RawDelivery | None:
+        """The next one; `None` when `timeout` seconds have passed. Cancelled, it loses nothing."""
+        loop = self.loans.loop
+        waiter: asyncio.Future[RawDelivery | None] = loop.create_future()
+        self.waiting.append(waiter)
+        self.serve()
+        timer = None if timeout is None else loop.call_later(max(timeout, 0), finish, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             # Cancelled in the moment in which it was served: what it got goes to the next.
             served = waiter.done() and not waiter.cancelled() and waiter.exception() is None
             if served and (raw := waiter.result()) is not None:
-                self._bytes_out -= self._out.pop(raw.token, 0)
-                self._buffer.appendleft(raw)
-                self._serve()
+                self.loans.bytes_out -= self.loans.out.pop(raw.token, 0)
+                self.buffer.appendleft(raw)
+                self.serve()
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if waiter in self.waiting:
+                self.waiting.remove(waiter)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
         """Give those who wait, in turn, what is at hand, and fetch for the rest."""
-        waiting = self._waiting
+        waiting = self.waiting
         while waiting and not self._paused:
             if waiting[0].done():
                 waiting.popleft()
@@ -165,43 +204,52 @@ class Intake(Loans):
                 continue
             waiting.popleft().set_result(raw)
 
+    def pause(self) -> None:
+        """Hand out nothing more until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._paused = False
+        self.serve()
+
     def _refusal(self) -> UnistreamError:
-        if self._error is not None and not self._closed:
-            return self._error
+        if self.error is not None and not self.loans.closed:
+            return self.error
         return ClosedError(
-            f"the consumer of {self._name} is closed, or was never entered: use `async with group.consumer()`",
-            topic=self.topic,
+            f"the consumer of {self.loans.name} is closed, or was never entered: use `async with group.consumer()`",
+            topic=self.loans.topic,
         )
 
     # Fetching
 
     def _ask(self) -> bool:
         """Fetch for the credit that is free, unless there is a reason not to; True if something came at once."""
-        free = self._max_in_flight - len(self._held)
+        loans = self.loans
+        free = self._max_in_flight - len(loans.held)
         if (
             self._fetch is not None
             or free <= 0
-            or (self._buffer and free * 2 < self._max_in_flight)
-            or self._suspect is not None
+            or (self.buffer and free * 2 < self._max_in_flight)
+            or loans.suspect is not None
             or self._paused
-            or self._closed
-            or self._driver is None
+            or loans.closed
         ):
             return False
-        self._settler.flush()
-        started = self._loop.time()
+        loans.settler.flush()
+        started = loans.loop.time()
         try:
-            answer = self._driver.receive(free, self._poll)
+            answer = self.driver.receive(free, self._poll)
         except Exception as error:
             # A driver that answers at once also refuses at once; both ways end in the same place.
             answer = _refused(error)
         if isinstance(answer, list):
             if self._link.error is not None:
                 self._link.up()
-            self._turns.unbroken += len(answer)
+            self.turns.unbroken += len(answer)
             self._admit(answer, started)
             return bool(answer)
-        self._fetch = self._loop.create_task(self._fetching(answer, started))
+        self._fetch = loans.loop.create_task(self._fetching(answer, started))
         self._fetch.add_done_callback(self._fetched)
         return False
 
@@ -211,14 +259,14 @@ class Intake(Loans):
         except UnistreamError as error:
             if error.retryable:
                 await self._link.wait(error)
-            elif not self._closed:
-                self._fail(error)
+            elif not self.loans.closed:
+                self.fail(error)
         except asyncio.CancelledError as error:
             if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                 raise
-            self._defect(error)
+            self.defect(error)
         except Exception as error:
-            self._defect(error)
+            self.defect(error)
         else:
             self._link.up()
             self._admit(raws, started)
@@ -228,24 +276,25 @@ class Intake(Loans):
         if task.cancelled():
             return
         task.result()
-        if not self._closed:
-            self._serve()
+        if not self.loans.closed:
+            self.serve()
 
-    def _defect(self, cause: BaseException) -> None:
+    def defect(self, cause: BaseException) -> None:
         """A driver let something through that is no error of the contract: nobody may wait for it for ever."""
-        error = ContractError(f"the driver of {self._name} raised {cause!r}", topic=self.topic)
+        error = ContractError(f"the driver of {self.loans.name} raised {cause!r}", topic=self.loans.topic)
         error.__cause__ = cause
-        self._fail(error)
+        self.fail(error)
 
-    def _fail(self, error: UnistreamError) -> None:
+    def fail(self, error: UnistreamError) -> None:
         """It will not work again by itself: everybody who waits, now or later, is told (GRP-7)."""
-        self._error = error
+        self.error = error
         self._link.fail(error)
-        self._dismiss()
+        self.dismiss()
 
-    def _dismiss(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
+    def dismiss(self) -> None:
+        """Tell everybody who waits that nothing will come."""
+        while self.waiting:
+            waiter = self.waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(self._refusal())
 
@@ -253,24 +302,35 @@ class Intake(Loans):
         """Take up what was fetched: put it under a lease, and aside what has no attempt left."""
         if not raws:
             return
-        lease = self._leases.grant(started, len(raws))
-        self._held.update(zip(map(_TOKEN, raws), repeat(lease), strict=False))
-        limit = self._group.retry.max_attempts
+        loans = self.loans
+        lease = loans.leases.grant(started, len(raws))
+        loans.held.update(zip(map(_TOKEN, raws), repeat(lease), strict=False))
+        limit = loans.group.retry.max_attempts
         if raws[0].suspect:
-            self._suspect = raws[0].token
+            loans.suspect = raws[0].token
         if limit is None or max(map(_ATTEMPT, raws)) <= limit:
-            self._buffer.extend(raws)
+            self.buffer.extend(raws)
         else:
             for raw in raws:
                 if raw.attempt <= limit:
-                    self._buffer.append(raw)
+                    self.buffer.append(raw)
                 else:
-                    delivery = Delivery(cast("Consumer", self), raw, lease)
-                    self._dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
-        self._settler.watch(self._leases.wake_at(lease))
+                    delivery = Delivery(loans, raw, lease)
+                    loans.dead.bury_later(delivery, "no attempt is left, and the last one ended without being settled")
+        loans.settler.watch(loans.leases.wake_at(lease))
         self._watchdog.wake()
-        if self._waiting:
-            self._serve()
+        if self.waiting:
+            self.serve()
+
+    # Leaving
+
+    async def stop(self, timeout: float) -> None:
+        """End the fetch that is under way, within `timeout` seconds, and give back what was not handed out."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+            await asyncio.wait([self._fetch], timeout=timeout)
+        self.loans.give_back([raw.token for raw in self.buffer])
+        self.buffer.clear()
 
 
 async def _refused(error: Exception) -> list[RawDelivery]:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from unistream._delivery import Delivery
 from unistream.core.leases import Lease, Leases
 from unistream.core.lifecycle import Move, State, refusal
-from unistream.driver.types import Token, Verb
+from unistream.driver.types import GroupSpec, Token, Verb
 from unistream.errors import ConfigError, PublishError, Reject, SettleError
 
 if TYPE_CHECKING:
     from unistream._dead_letters import DeadLetters
     from unistream._group import Group
+    from unistream._intake import Intake
     from unistream._settler import Settler
 
 __all__ = ["ConsumerStats", "DrainReport", "Loans", "finish"]
@@ -74,133 +75,143 @@ class ConsumerStats:
 
 class Loans:
     """
-    The deliveries that a member holds. The base of `Consumer`.
+    The deliveries that a member holds.
 
     Attributes:
         topic: Name of the topic.
         group_name: Name of the group.
-        stats: What it has seen.
+        group: Whose member it is.
+        stats: What the member has seen.
+        loop: The event loop that it lives on.
+        now: Seconds of that loop's clock.
+        leases: When what is held must be renewed.
+        held: Every unsettled loan with its lease.
+        out: Of these, the ones in the application's hands, each with its bytes.
+        bytes_out: All these bytes.
+        given_back: Loans returned unsettled.
+        suspect: A suspect that is held: nothing is fetched beside it.
+        closed: Whether the member is leaving, or has left.
     """
 
-    _settler: Settler
-    _dead: DeadLetters
-    _leases: Leases
-    _loop: asyncio.AbstractEventLoop
-    _now: Callable[[], float]
+    settler: Settler
+    dead: DeadLetters
+    _intake: Intake
 
     __slots__ = (
-        "__weakref__",
         "_all_back",
-        "_bytes_out",
-        "_closed",
-        "_dead",
         "_exempt",
-        "_given_back",
-        "_group",
-        "_held",
-        "_leases",
-        "_loop",
-        "_now",
-        "_out",
-        "_settler",
-        "_suspect",
-        "_waiting",
+        "_hurried",
+        "_intake",
+        "bytes_out",
+        "closed",
+        "dead",
+        "given_back",
+        "group",
         "group_name",
+        "held",
+        "leases",
+        "loop",
+        "now",
+        "out",
+        "settler",
         "stats",
+        "suspect",
         "topic",
     )
 
-    def __init__(self, group: Group) -> None:
-        self.topic = group.topic
-        self.group_name = group.name or ""
-        self.stats = ConsumerStats()
-        self._group = group
-        self._closed = False
-        # Every unsettled loan with its lease; and the bytes of those that were handed out.
-        self._held: dict[Token, Lease] = {}
-        self._out: dict[Token, int] = {}
-        self._bytes_out = 0
-        self._given_back = 0
-        # A suspect that is held: nothing is fetched beside it.
-        self._suspect: Token = None
-        self._waiting: Collection[object] = ()
-        # Handed-out deliveries that closing does not wait for, and the signal that all others are back.
+    def __init__(self, group: Group, spec: GroupSpec, stats: ConsumerStats, loop: asyncio.AbstractEventLoop) -> None:
+        self.topic = spec.topic
+        self.group_name = spec.name
+        self.group = group
+        self.stats = stats
+        self.loop = loop
+        # The clock of asyncio's own loops, without the frame around it.
+        own = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+        self.now: Callable[[], float] = time.monotonic if own else loop.time
+        self.leases = Leases(spec.lease, spec.max_lease)
+        self.held: dict[Token, Lease] = {}
+        self.out: dict[Token, int] = {}
+        self.bytes_out = 0
+        self.given_back = 0
+        self.suspect: Token = None
+        self.closed = False
+        # What draining does not wait for, the signal that all others are back, and whether it waits at all.
         self._exempt: set[Token] = set()
         self._all_back: asyncio.Future[None] | None = None
+        self._hurried = False
 
-    def _serve(self) -> None:
-        """Credit became free: go on fetching and handing out."""
-        raise NotImplementedError
+    def begin(self, settler: Settler, dead: DeadLetters, intake: Intake) -> None:
+        """The member has joined: from now on there can be loans."""
+        self.settler = settler
+        self.dead = dead
+        self._intake = intake
 
-    def _holds(self, delivery: Delivery) -> bool:
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether this very loan is held, and its lease stands."""
         lease = delivery._lease
-        return self._held.get(delivery._raw.token) is lease and self._loop.time() < lease.deadline
+        return self.held.get(delivery._raw.token) is lease and self.loop.time() < lease.deadline
 
-    def _holds_any(self) -> bool:
-        return bool(self._held)
+    def any_held(self) -> bool:
+        """Whether there is any unsettled loan."""
+        return bool(self.held)
 
-    def _let_go(self, token: Token) -> bool:
+    def let_go(self, token: Token) -> bool:
         """A loan ended: its credit is free again. False if it had ended before."""
-        lease = self._held.pop(token, None)
+        lease = self.held.pop(token, None)
         if lease is None:
             return False
-        self._leases.drop(lease)
-        size = self._out.pop(token, None)
+        self.leases.drop(lease)
+        size = self.out.pop(token, None)
         if size is not None:
-            self._bytes_out -= size
+            self.bytes_out -= size
             self._look_if_drained()
-        if token == self._suspect:
-            self._suspect = None
-        if self._waiting:
-            self._serve()
+        if token == self.suspect:
+            self.suspect = None
+        if self._intake.waiting:
+            self._intake.serve()
         return True
 
-    def _look_if_drained(self) -> None:
-        if self._all_back is not None and not self._out.keys() - self._exempt:
-            finish(self._all_back)
-
-    def _check_loop(self) -> None:
+    def check_loop(self) -> None:
         """Refuse a caller on another event loop, or after a fork."""
-        if asyncio._get_running_loop() is not self._loop:
-            self._group._client._wrong_loop()
+        if asyncio._get_running_loop() is not self.loop:
+            self.group._client._wrong_loop()
 
     # Settling
 
-    def _ack(self, delivery: Delivery) -> bool:
+    def ack(self, delivery: Delivery) -> bool:
         """Accept an ack for sending; False if the delivery is not held any more."""
-        if asyncio._get_running_loop() is not self._loop:
-            self._group._client._wrong_loop()
+        self.check_loop()
         token = delivery._raw[1]
         lease = delivery._lease
-        held = self._held
-        if held.get(token) is not lease or self._now() >= lease.deadline:
+        held = self.held
+        if held.get(token) is not lease or self.now() >= lease.deadline:
             return False
-        settler = self._settler
+        settler = self.settler
         settler.acks.append(delivery)
         if not settler.scheduled:
             settler.soon()
         self.stats.acked += 1
-        if self._waiting or self._all_back is not None or self._suspect is not None or lease.held == 1:
-            self._let_go(token)
+        if self._intake.waiting or self._all_back is not None or self.suspect is not None or lease.held == 1:
+            self.let_go(token)
         else:
-            # What `_let_go` would do, for nearly every ack.
+            # What `let_go` would do, for nearly every ack.
             del held[token]
             lease.held -= 1
-            self._bytes_out -= self._out.pop(token)
+            self.bytes_out -= self.out.pop(token)
         return True
 
-    async def _settle(self, delivery: Delivery, move: Move, verb: Verb, delay: float = 0.0) -> None:
+    async def settle(self, delivery: Delivery, move: Move, verb: Verb, delay: float = 0.0) -> None:
         """Settle, and wait until the broker holds it."""
-        self._check_loop()
-        if not self._holds(delivery):
+        self.check_loop()
+        if not self.holds(delivery):
             # It ended, or was settled otherwise, while its dead letter was on its way.
             raise refusal(delivery.state, move, delivery._name)
         token = delivery._raw.token
-        done = self._settler.put(token, verb, delay, wait=True)
-        self._let_go(token)
+        done = self.settler.put(token, verb, delay, wait=True)
+        self.let_go(token)
         delivery._move(move)
         if verb is Verb.RELEASE:
-            self._given_back += 1
+            self.given_back += 1
         elif move is Move.ACK:
             self.stats.acked += 1
         elif move is Move.NACK:
@@ -212,25 +223,28 @@ class Loans:
             delivery._move(Move.LOSE)
             raise refused
 
-    async def _nack(self, delivery: Delivery, delay: float | None, reason: str | None) -> None:
-        group = self._group
+    async def nack(self, delivery: Delivery, delay: float | None, reason: str | None) -> None:
+        """See `Delivery.nack`."""
+        group = self.group
         if group.retry.exhausted(delivery.attempt):
-            await self._dead.bury(delivery, Move.NACK, reason or "nacked at the last attempt")
+            await self.dead.bury(delivery, Move.NACK, reason or "nacked at the last attempt")
         else:
-            await self._settle(
+            await self.settle(
                 delivery, Move.NACK, Verb.NACK, group._backoff(delivery.attempt) if delay is None else delay
             )
 
-    async def _reject(self, delivery: Delivery, reason: str) -> None:
-        await self._dead.bury(delivery, Move.REJECT, reason)
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Delivery.reject`."""
+        await self.dead.bury(delivery, Move.REJECT, reason)
 
-    async def _extend(self, delivery: Delivery, seconds: float) -> None:
-        self._check_loop()
+    async def extend(self, delivery: Delivery, seconds: float) -> None:
+        """See `Delivery.extend`."""
+        self.check_loop()
         if not seconds > 0:
             raise ConfigError(f"extend({seconds}) of {delivery._name}: give more than 0 seconds")
-        await self._settler.extend(delivery, seconds)
+        await self.settler.extend(delivery, seconds)
 
-    async def _conclude(self, delivery: Delivery, error: BaseException | None) -> None:
+    async def conclude(self, delivery: Delivery, error: BaseException | None) -> None:
         """
         End a delivery as its block or handler ended (DEL-10, DEL-11).
 
@@ -250,21 +264,21 @@ class Loans:
             elif isinstance(error, Exception):
                 await delivery.nack(reason=f"{type(error).__name__}: {error}")
             else:
-                await self._settle(delivery, Move.NACK, Verb.RELEASE)
+                await self.settle(delivery, Move.NACK, Verb.RELEASE)
         except SettleError as refused:
             if error is None or isinstance(error, Reject):
-                self._settle_refused(delivery, refused)
+                self.settle_refused(delivery, refused)
             else:
                 _log.info("%s", refused)
         except PublishError as failed:
             # Its dead letter was not confirmed. It stays this group's and comes here again after the backoff.
             _log.error("%s could not be dead-lettered: %s", delivery._name, failed)
             try:
-                await self._settle(delivery, Move.NACK, Verb.NACK, self._group._backoff(delivery.attempt))
+                await self.settle(delivery, Move.NACK, Verb.NACK, self.group._backoff(delivery.attempt))
             except SettleError as refused:
                 _log.info("%s", refused)
 
-    def _settle_refused(self, delivery: Delivery, error: SettleError) -> None:
+    def settle_refused(self, delivery: Delivery, error: SettleError) -> None:
         """An ack or reject that was accepted for sending came to nothing (DEL-7)."""
         if delivery._state is not State.LOST:
             delivery._move(Move.LOSE)
@@ -273,16 +287,16 @@ class Loans:
             # Rate-limited by powers of two: a broker that refuses one refuses many.
             _log.warning("%s (%d settles lost so far by this consumer)", error, self.stats.acks_lost)
 
-    def _lost(self, tokens: Collection[Token], reason: str) -> None:
+    def lost(self, tokens: Collection[Token], reason: str) -> None:
         """The driver, or the clock, says that loans ended without being asked to."""
-        lost = sum([self._let_go(token) for token in tokens])
+        lost = sum([self.let_go(token) for token in tokens])
         if lost:
             self.stats.leases_lost += lost
-            _log.warning("%s: %d deliveries lost: %s", self._name, lost, reason)
+            _log.warning("%s: %d deliveries lost: %s", self.name, lost, reason)
 
-    def _dropped_unsettled(self, delivery: Delivery) -> None:
+    def dropped_unsettled(self, delivery: Delivery) -> None:
         """The application let go of a delivery without settling it (DEL-8); called by the garbage collector."""
-        if self._closed or delivery._raw.token not in self._held or self._loop.is_closed():
+        if self.closed or delivery._raw.token not in self.held or self.loop.is_closed():
             return
         code = delivery._code
         where = f"{code.co_filename}:{delivery._line}" if code is not None else "?"
@@ -291,15 +305,45 @@ class Loans:
             delivery._name,
             where,
         )
-        self._loop.call_soon_threadsafe(self._settler.stop_renewing, delivery._raw.token)
+        self.loop.call_soon_threadsafe(self.settler.stop_renewing, delivery._raw.token)
+
+    # Leaving
+
+    def give_back(self, tokens: Collection[Token]) -> None:
+        """Return loans unsettled."""
+        for token in tokens:
+            if token in self.held:
+                self.settler.put(token, Verb.RELEASE)
+                self.let_go(token)
+                self.given_back += 1
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until the application has settled what it holds, `exempt` loans apart; `seconds` at most."""
+        if not self._hurried and self.out.keys() - self._exempt:
+            self._all_back = self.loop.create_future()
+            timer = self.loop.call_later(seconds, finish, self._all_back)
+            await self._all_back
+            timer.cancel()
+
+    def exempt(self, token: Token) -> None:
+        """Let `drained` not wait for this one."""
+        self._exempt.add(token)
+        self._look_if_drained()
+
+    def hurry(self) -> None:
+        """Let `drained` wait no longer."""
+        self._hurried = True
+        if self._all_back is not None:
+            finish(self._all_back)
+
+    def _look_if_drained(self) -> None:
+        if self._all_back is not None and not self.out.keys() - self._exempt:
+            finish(self._all_back)
 
     @property
-    def _name(self) -> str:
-        return f"{self.topic}/{self.group_name or 'an ephemeral group'}"
-
-    @staticmethod
-    def _wall() -> float:
-        return time.time()
+    def name(self) -> str:
+        """Of topic and group, for messages."""
+        return f"{self.topic}/{self.group_name}"
 
 
 def finish(future: asyncio.Future[Any]) -> None:

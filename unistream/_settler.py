@@ -11,14 +11,15 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from unistream._link import Link
-from unistream.core.leases import Lease, Leases
+from unistream.core.leases import Lease
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import MaybeAwaitable, Settlement, SettleOutcome, Token, Verb
 from unistream.errors import BrokerUnavailableError, ContractError, LeaseLostError, SettleError, UnistreamError
 
 if TYPE_CHECKING:
-    from unistream._consumer import Consumer
     from unistream._delivery import Delivery
+    from unistream._intake import Intake
+    from unistream._loans import Loans
 
 __all__ = ["Settler"]
 
@@ -48,13 +49,14 @@ class Settler:
         scheduled: Whether `soon` was called and they are still to be sent.
     """
 
-    def __init__(self, consumer: Consumer, driver: ConsumerDriver, leases: Leases, link: Link) -> None:
+    def __init__(self, loans: Loans, intake: Intake, driver: ConsumerDriver, link: Link) -> None:
         self.acks: list[Delivery] = []
-        self._consumer = consumer
+        self._loans = loans
+        self._intake = intake
         self._driver = driver
-        self._leases = leases
+        self._leases = loans.leases
         self._link = link
-        self._loop = consumer._loop
+        self._loop = loans.loop
         # Every settle but the acks that nobody waits for.
         self._entries: list[_Entry] = []
         self.scheduled = False
@@ -88,7 +90,7 @@ class Settler:
             wait: Return a future of the outcome.
         """
         done: asyncio.Future[SettleError | None] | None = self._loop.create_future() if wait else None
-        lease = self._consumer._held.get(token)
+        lease = self._loans.held.get(token)
         deadline = lease.deadline if lease is not None else self._loop.time()
         self._entries.append(_Entry(Settlement(token, verb, delay), deadline, None, done))
         self.soon()
@@ -189,9 +191,9 @@ class Settler:
     def _unknown(self, error: BaseException) -> SettleError:
         """The error of a settle whose answer never came: the broker may hold it, so it is not a LeaseLostError."""
         unknown = SettleError(
-            f"{self._consumer._name}: a settle was not answered before the lease ended ({error!r}); "
+            f"{self._loans.name}: a settle was not answered before the lease ended ({error!r}); "
             "the broker may hold it, or the message comes again",
-            topic=self._consumer.topic,
+            topic=self._loans.topic,
         )
         unknown.__cause__ = error
         return unknown
@@ -203,7 +205,7 @@ class Settler:
                     entry.done.set_result(refused)
             elif refused is not None:
                 if entry.delivery is not None:
-                    self._consumer._settle_refused(entry.delivery, refused)
+                    self._loans.settle_refused(entry.delivery, refused)
                 elif entry.settlement.verb is Verb.RELEASE:
                     self._abandoned += 1
 
@@ -245,18 +247,18 @@ class Settler:
         self._watch_next(now + self._leases.lease / 12)
 
     def _tokens(self, leases: Collection[Lease]) -> list[Token]:
-        return [token for token, lease in self._consumer._held.items() if lease in leases]
+        return [token for token, lease in self._loans.held.items() if lease in leases]
 
     def _expire(self, leases: Sequence[Lease]) -> None:
         """Leases ended: the deliveries are lost, and brokers that do not end leases are told."""
         tokens = self._tokens(set(leases))
         for token in tokens:
             self.put(token, Verb.EXPIRE)
-        self._consumer._lost(tokens, "their leases ended")
+        self._loans.lost(tokens, "their leases ended")
 
     async def _renew(self, due: dict[Lease, float], now: float) -> None:
         by_seconds: dict[float, list[Token]] = {}
-        for token, lease in self._consumer._held.items():
+        for token, lease in self._loans.held.items():
             if lease in due:
                 by_seconds.setdefault(due[lease], []).append(token)
         try:
@@ -269,15 +271,15 @@ class Settler:
             if error.retryable:
                 self._link.down(error)
             else:
-                self._consumer._fail(error)
+                self._intake.fail(error)
             return
         except Exception as error:
-            self._consumer._defect(error)
+            self._intake.defect(error)
             return
         for lease, seconds in due.items():
             self._leases.renewed(lease, now, seconds)
         if lost:
-            self._consumer._lost(lost, "the broker refused to renew their leases")
+            self._loans.lost(lost, "the broker refused to renew their leases")
 
     async def _ask_to_extend(self, tokens: Sequence[Token], seconds: float) -> Sequence[SettleOutcome]:
         async with self._extending:
@@ -297,22 +299,22 @@ class Settler:
         seconds = min(seconds, delivery._lease.until - now)
         [refused] = await self._ask_to_extend([token], seconds)
         if refused is not None:
-            self._consumer._lost([token], "the broker refused to extend its lease")
+            self._loans.lost([token], "the broker refused to extend its lease")
             raise refused
-        old = self._consumer._held.get(token)
+        old = self._loans.held.get(token)
         if old is None:
-            raise LeaseLostError(f"extend of {delivery._name}: its lease has ended", topic=self._consumer.topic)
+            raise LeaseLostError(f"extend of {delivery._name}: its lease has ended", topic=self._loans.topic)
         self._replace(token, old, now + seconds, old.until, delivery)
 
     def stop_renewing(self, token: Token) -> None:
         """Let the lease of a loan run out by itself."""
-        old = self._consumer._held.get(token)
+        old = self._loans.held.get(token)
         if old is not None:
             self._replace(token, old, old.deadline, old.deadline, None)
 
     def _replace(self, token: Token, old: Lease, deadline: float, until: float, delivery: Delivery | None) -> None:
         own = self._leases.split(old, deadline, until)
-        self._consumer._held[token] = own
+        self._loans.held[token] = own
         if delivery is not None:
             delivery._lease = own
         self.watch(self._leases.wake_at(own))

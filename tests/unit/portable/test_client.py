@@ -266,8 +266,9 @@ def test_health_asks_the_broker_and_every_part() -> None:
             told = [await anext(events), await anext(events)]
             assert [getattr(one, "ok", None) for one in told] == [False, True]
             async with client.group("g", "t").consumer() as one, client.group("g", "t").consumer() as two:
-                two._link.down(BrokerUnavailableError("away"))
-                assert one._link.what == two._link.what
+                links = client._parts.links
+                links[two].down(BrokerUnavailableError("away"))
+                assert links[one].what == links[two].what
                 assert isinstance(await anext(events), unistream.Disconnected)
                 for _ in range(3):
                     await client.health()
@@ -409,9 +410,10 @@ def test_a_settle_that_gets_through_does_not_heal_a_deleted_group() -> None:
     async def main() -> None:
         script = Script()
         async with connected(script) as client, client.group("g", "t").consumer() as consumer:
-            consumer._fail(unistream.GroupMissingError("gone"))
-            consumer._link.up()
-            consumer._link.down(BrokerUnavailableError("away"))
+            link = client._parts.links[consumer]
+            link.fail(unistream.GroupMissingError("gone"))
+            link.up()
+            link.down(BrokerUnavailableError("away"))
             assert (await client.health()).state == "failed"
 
     run(main())

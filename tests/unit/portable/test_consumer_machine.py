@@ -164,22 +164,22 @@ class Consumers(RuleBasedStateMachine):
         if not hasattr(self, "consumer"):
             return
         consumer = self.consumer
-        held = consumer._held
+        held = consumer._intake.loans.held
         assert len(held) <= self.window
-        assert set(consumer._out) <= set(held)
-        assert consumer._bytes_out == sum(consumer._out.values())
-        sizes = sorted(consumer._out.values())
+        assert set(consumer._intake.loans.out) <= set(held)
+        assert consumer._intake.loans.bytes_out == sum(consumer._intake.loans.out.values())
+        sizes = sorted(consumer._intake.loans.out.values())
         assert not sizes or sum(sizes) - sizes[-1] <= 30
-        burying = set(consumer._dead._burials)
-        waiting = {one.token for one in consumer._buffer}
+        burying = set(consumer._intake.loans.dead._burials)
+        waiting = {one.token for one in consumer._intake.buffer}
         lost = {one._raw.token for one in self.got if one.state == "lost"}
-        assert set(held) <= set(consumer._out) | waiting | burying | lost
+        assert set(held) <= set(consumer._intake.loans.out) | waiting | burying | lost
 
     @invariant()
     def leases_are_counted(self) -> None:
         """A shared lease knows how many deliveries are under it."""
         if hasattr(self, "consumer"):
-            held = list(self.consumer._held.values())
+            held = list(self.consumer._intake.loans.held.values())
             for lease in set(held):
                 assert lease.held == held.count(lease)
 
@@ -195,7 +195,7 @@ class Consumers(RuleBasedStateMachine):
             await self.client.close()
 
         self.loop.run_until_complete(leave())
-        assert self.consumer._held == {}
+        assert self.consumer._intake.loans.held == {}
         assert self.lent == set()
         assert all(settlement.delay == 0 or settlement.verb is Verb.NACK for settlement in self.script.settled)
         assert not asyncio.all_tasks(self.loop)

@@ -751,7 +751,7 @@ def test_a_dead_letter_that_fails_is_a_publish_error_and_the_delivery_stays(erro
                 await one.reject("x")
             assert caught.value.stored in ("no", "unknown")
             assert one.state == "lent"
-            await consumer._conclude(two, unistream.Reject("x"))
+            await two._loans.conclude(two, unistream.Reject("x"))
             assert script.verbs == [(2, Verb.NACK)]
             assert consumer.stats.dead_lettered == 0
             script.publish = lambda batch, timeout: [Receipt(batch[0].id)]

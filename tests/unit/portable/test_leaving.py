@@ -199,6 +199,12 @@ def test_run_has_exactly_as_many_handlers_as_asked() -> None:
     run(main())
 
 
+def member(client: unistream.Client) -> unistream.Consumer:
+    """The one consumer that a `run` has opened."""
+    [consumer] = [part for part in client._parts if isinstance(part, unistream.Consumer)]
+    return consumer
+
+
 def test_cancelled_run_lets_handlers_finish_until_drain_then_gives_back() -> None:
     """Handlers that end in time are acked; those that do not are cancelled, their messages returned, none counted."""
 
@@ -207,7 +213,7 @@ def test_cancelled_run_lets_handlers_finish_until_drain_then_gives_back() -> Non
         consumers: list[unistream.Consumer] = []
 
         async def handler(delivery: unistream.Delivery) -> None:
-            consumers.append(delivery._consumer)
+            consumers.append(member(client))
             await asyncio.sleep(3 if delivery.value == b"quick" else 1000)
 
         async with connected(script) as client:
@@ -235,7 +241,7 @@ def test_close_from_inside_a_handler_does_not_wait_for_it() -> None:
         async def handler(delivery: unistream.Delivery) -> None:
             await asyncio.sleep(1 if delivery.value == b"1" else 2)
             await delivery.ack()
-            await delivery._consumer.close(drain=100)
+            await member(client).close(drain=100)
 
         async with connected(script) as client:
             script.lend(b"1", b"2")
@@ -255,7 +261,7 @@ def test_handlers_that_all_close_unsettled_do_not_wait_for_each_other() -> None:
 
         async def handler(delivery: unistream.Delivery) -> None:
             await asyncio.sleep(0 if delivery.value == b"1" else 1)
-            await delivery._consumer.close(drain=100)
+            await member(client).close(drain=100)
 
         async with connected(script) as client:
             script.lend(b"1", b"2")

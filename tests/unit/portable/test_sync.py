@@ -257,7 +257,7 @@ def test_closing_wakes_whoever_waits(client: sync.Client) -> None:
     for thread in started:
         thread.start()
     deadline = time.monotonic() + LIMIT
-    while len(consumer._consumer._waiting) < 2 and time.monotonic() < deadline:
+    while len(consumer._consumer._intake.waiting) < 2 and time.monotonic() < deadline:
         client.topics()
     client.close()
     for thread in started:

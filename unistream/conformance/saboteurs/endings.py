@@ -36,13 +36,13 @@ from unistream.errors import AccessError, BrokerUnavailableError, ConfigError, U
 def wall_clock_leases() -> Iterator[None]:
     """Measures leases by the wall clock."""
     apart = time.time() - time.monotonic()
-    holds = Loans._holds
+    holds = Loans.holds
 
     def by_the_wall(self: Loans, delivery: unistream.Delivery) -> bool:
         jumped = time.time() - time.monotonic() - apart
-        return holds(self, delivery) and self._loop.time() + jumped < delivery._lease.deadline
+        return holds(self, delivery) and self.loop.time() + jumped < delivery._lease.deadline
 
-    with patch.object(Loans, "_holds", by_the_wall):
+    with patch.object(Loans, "holds", by_the_wall):
         yield
 
 
@@ -121,7 +121,8 @@ def close_waits_for_handler() -> Iterator[None]:
     close = unistream.Client.close
 
     async def patient(self: unistream.Client) -> None:
-        if any(part._holds_any() for part in self._parts if isinstance(part, unistream.Consumer)):
+        consumers = [part for part in self._parts if isinstance(part, unistream.Consumer)]
+        if any(one._intake is not None and one._intake.loans.any_held() for one in consumers):
             await asyncio.sleep(100.0)
         await close(self)
 

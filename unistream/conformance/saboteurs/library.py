@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import unistream
 from unistream import _client, _declare, _registry, config, errors
+from unistream._loans import Loans
 from unistream.capabilities import Capabilities, LagReport, Level
 from unistream.conformance.saboteurs.table import mutation
 from unistream.conformance.wrap import DriverLayer
@@ -92,12 +93,12 @@ def reject_gives_back() -> Iterator[None]:
 @contextmanager
 def handler_error_acks() -> Iterator[None]:
     """Acks what a handler failed on."""
-    conclude = unistream.Consumer._conclude
+    conclude = Loans.conclude
 
-    async def forgiving(self: unistream.Consumer, delivery: unistream.Delivery, error: BaseException | None) -> None:
+    async def forgiving(self: Loans, delivery: unistream.Delivery, error: BaseException | None) -> None:
         await conclude(self, delivery, None)
 
-    with patch.object(unistream.Consumer, "_conclude", forgiving):
+    with patch.object(Loans, "conclude", forgiving):
         yield
 
 

@@ -31,7 +31,7 @@ from unistream.driver.types import (
 @contextmanager
 def forgotten_is_renewed() -> Iterator[None]:
     """Renews for ever what the program forgot, without a word."""
-    with patch.object(Loans, "_dropped_unsettled", lambda self, delivery: None):
+    with patch.object(Loans, "dropped_unsettled", lambda self, delivery: None):
         yield
 
 
