@@ -1,9 +1,9 @@
 """Random workloads on a real broker: producers and members as processes, and a nemesis that spares nobody.
 
-`python -m unistream.conformance.storm URL --messages 100000 --faults 50` runs one, judges it, and keeps its history. In
-a storm processes are killed, stopped and made to leave, wires are reset, cut, held, slowed and made to lose bytes, and
-with the user's hooks the broker is restarted and killed too. Afterwards everything is healed, fresh members drain
-every group, and the checkers judge the whole history.
+`unistream conform storm URL --messages 100000 --faults 50` runs one, judges it, and keeps its history. In a storm
+processes are killed, stopped and made to leave, wires are reset, cut, held, slowed and made to lose bytes, and with the
+user's hooks the broker is restarted and killed too. Afterwards everything is healed, fresh members drain every group,
+and the checkers judge the whole history.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,12 @@ class Storm:
     Attributes:
         shape: `queue`, `fan-out` or `keyed`.
         messages: To be published at least; publishing goes on as long as there are faults to come.
-        faults: How many, one after another.
+        faults: How many at least, one after another.
         kinds: Of these.
         members: Of each group.
         calm: The most seconds between two faults.
+        handling: What members do with their deliveries.
+        seconds: Faults go on for so long at least.
     """
 
     shape: Shape
@@ -68,6 +71,7 @@ class Storm:
     producers: int = 2
     calm: float = 1.0
     handling: Handling = field(default_factory=lambda: HANDLING)
+    seconds: float = 0.0
 
 
 async def rage(trial: Trial, storm: Storm) -> None:
@@ -117,7 +121,7 @@ class _Seat:
         if self.group is not None:
             await self.worker.call("rest")
             await self.worker.leave()
-        self.weather.count(await self.worker.wire("heal"))
+        self.weather.tally(await self.worker.wire("heal"))
         await self.worker.close()
 
     async def suffer(self, kind: str, length: float) -> None:
@@ -193,7 +197,7 @@ class _Weather:
         for seat in self.seats:
             await seat.fill()
 
-    def count(self, carried: dict[str, int]) -> None:
+    def tally(self, carried: dict[str, int]) -> None:
         """Tally what a wire did."""
         for name, number in carried.items():
             self.trial.tally(name, number)
@@ -214,7 +218,11 @@ class _Weather:
 
     async def torment(self) -> None:
         """Let the faults happen one after another, each to somebody else, with a calm in between."""
-        for turn in range(self.storm.faults):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.storm.seconds
+        for turn in count():
+            if turn >= self.storm.faults and loop.time() >= until:
+                break
             await asyncio.sleep(self.dice.uniform(0.1, self.storm.calm))
             kind = self.dice.choice(self.storm.kinds) if turn >= len(self.storm.kinds) else self.storm.kinds[turn]
             self.trial.tally("fault")
@@ -255,31 +263,55 @@ def _summary(result: Result, storm: Storm) -> list[str]:
     ]
 
 
+def run(
+    target: Target,
+    *,
+    shapes: Sequence[Shape],
+    messages: int,
+    faults: int,
+    minutes: float,
+    calm: float,
+    seed: int,
+    keep: Path | None,
+) -> int:
+    """Run a storm of each shape and say how it went; 0 if no rule was broken."""
+    kinds = (*CLIENT, *NET, *(name for name in BROKER if name in target.hooks))
+    broken = False
+    for shape in shapes:
+        storm = Storm(shape, messages, faults, kinds, calm=calm, seconds=minutes * 60)
+        result = run_case(as_case(storm), target, seed=seed)
+        broken = broken or result.verdict is not Verdict.CONFORMS
+        print("\n".join(_summary(result, storm)), flush=True)
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            result.history.save(keep / f"{shape}-{seed}.history.jsonl")
+    return 1 if broken else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run storms of the shapes asked for; 0 if no rule was broken."""
     parser = argparse.ArgumentParser(prog="python -m unistream.conformance.storm", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--faults", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--shape", action="append", choices=SHAPES, default=[])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calm", type=float, default=1.0, help="most seconds between two faults")
     parser.add_argument("--hook", action="append", default=[], metavar="NAME=COMMAND", help="restart, kill9")
     parser.add_argument("--keep", type=Path, help="folder for the histories")
     given = parser.parse_args(arguments)
-    hooks = dict(hook.split("=", 1) for hook in given.hook)
-    target = Target.of(given.url, hooks=hooks)
-    kinds = (*CLIENT, *NET, *(name for name in BROKER if name in hooks))
-    bad = 0
-    for shape in given.shape or ["keyed"]:
-        storm = Storm(shape, given.messages, given.faults, kinds, calm=given.calm)
-        result = run_case(as_case(storm), target, seed=given.seed)
-        bad += result.verdict is not Verdict.CONFORMS
-        print("\n".join(_summary(result, storm)), flush=True)
-        if given.keep is not None:
-            given.keep.mkdir(parents=True, exist_ok=True)
-            result.history.save(given.keep / f"{shape}-{given.seed}.history.jsonl")
-    return 1 if bad else 0
+    target = Target.of(given.url, hooks=dict(hook.split("=", 1) for hook in given.hook))
+    return run(
+        target,
+        shapes=given.shape or ["keyed"],
+        messages=given.messages,
+        faults=given.faults,
+        minutes=given.minutes,
+        calm=given.calm,
+        seed=given.seed,
+        keep=given.keep,
+    )
 
 
 if __name__ == "__main__":
