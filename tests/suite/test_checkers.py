@@ -95,6 +95,37 @@ GOOD: dict[str, Callable[[], Story]] = {
         .drain()
         .drain(topic="dead")
     ),
+    "the failed last attempt frees its key": lambda: (
+        Story(ordering="key", max_attempts=1)
+        .publish("p.1", key="k")
+        .publish("p.2", key="k")
+        .join("a")
+        .at(1)
+        .deliver("l1", "p.1", "a", key="k")
+        .nack("l1", delay=0.0)
+        .at(2)
+        .deliver("l2", "p.2", "a", key="k")
+        .ack("l2")
+        .drain()
+    ),
+    "what others publish on purpose is delivered too": lambda: (
+        good_start()
+        .ack("l1")
+        .event("stray", digest="beef")
+        .deliver("l9", None, "a", error="foreign", digest="beef")
+        .ack("l9")
+        .drain()
+    ),
+    "a plain ack may be refused later, when its lease had ended": lambda: (
+        good_start()
+        .at(10.95)
+        .ack("l1", confirmed=False)
+        .at(11.5)
+        .deliver("l2", "p.1", "a", attempt=2)
+        .ack("l2")
+        .event("refuse", lending="l1")
+        .drain()
+    ),
     "a plain ack lost with its member may come back": lambda: (
         good_start()
         .join("b")
@@ -139,6 +170,7 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
         lambda: good_start().event("death", member="a").at(30).drain(),
     ),
     "invented": ("phantom", "PUB-1", lambda: good().join("b").deliver("l9", "q.7", "b").ack("l9")),
+    "a stranger's": ("phantom", "PUB-1", lambda: good().join("b").deliver("l9", None, "b", error="foreign").ack("l9")),
     "altered body": ("corrupt", "GRP-1", lambda: good().join("b").deliver("l9", None, "b", error="corrupt")),
     "altered key": (
         "corrupt",
@@ -210,6 +242,29 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
         "DEL-7",
         lambda: good_start().join("b").at(11.5).deliver("l2", "p.1", "b", attempt=2).settle("extend", "l1"),
     ),
+    "settled by one that slept through its lease": (
+        "stale-settle-accepted",
+        "DEL-7",
+        lambda: (
+            Story()
+            .publish("p.1")
+            .join("a")
+            .join("b")
+            .at(20)
+            .deliver("l2", "p.1", "b", attempt=2)
+            .at(25)
+            .event("fault", member="a", since=5, note="process stopped")
+            .at(26)
+            .deliver("l1", "p.1", "a", lease=-10.0)
+            .ack("l1")
+            .ack("l2")
+        ),
+    ),
+    "taken and refused later with lease left": (
+        "settle-refused-in-lease",
+        "DEL-7",
+        lambda: good_start().at(2).ack("l1", confirmed=False).at(3).event("refuse", lending="l1"),
+    ),
     "refused with lease left": (
         "settle-refused-in-lease",
         "DEL-7",
@@ -239,6 +294,19 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
             .at(2)
             .deliver("l2", "p.2", "b", key="k")
             .ack("l2")
+        ),
+    ),
+    "overtaken in its last attempt": (
+        "overtake",
+        "ORD-2",
+        lambda: (
+            Story(ordering="key", max_attempts=1)
+            .publish("p.1", key="k")
+            .publish("p.2", key="k")
+            .join("a")
+            .deliver("l1", "p.1", "a", key="k")
+            .at(1)
+            .deliver("l2", "p.2", "a", key="k")
         ),
     ),
     "overtaken after a refused ack": (
@@ -338,6 +406,20 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
             .at(2)
             .deliver("l2", "p.1", "a", attempt=2)
             .nack("l2", delay=0.0)
+            .drain()
+            .drain(topic="dead")
+        ),
+    ),
+    "the last attempt's member died and it is gone": (
+        "dead-letter-lost",
+        "DEL-4",
+        lambda: (
+            with_dead_letters()
+            .nack("l1", delay=0.0)
+            .at(2)
+            .deliver("l2", "p.1", "a", attempt=2)
+            .event("death", member="a")
+            .at(30)
             .drain()
             .drain(topic="dead")
         ),
@@ -450,6 +532,21 @@ def test_an_ack_that_a_fault_may_have_swallowed_releases_the_order() -> None:
 
     assert ("overtake", "ORD-2") not in told(story(harmed=True), terms)
     assert ("overtake", "ORD-2") in told(story(harmed=False), terms)
+
+
+def test_an_ack_beside_a_death_is_forgotten_only_by_word() -> None:
+    """Where partitions move after a death an ack that was taken meanwhile counts, unless its refusal was told."""
+
+    def story(*, said: bool) -> Story:
+        told = good_start().join("b").join("c").at(2).event("death", member="c").at(3).ack("l1", confirmed=False).at(6)
+        if said:
+            told.event("refuse", lending="l1")
+        return told.deliver("l2", "p.1", "b", attempt=2).ack("l2").drain()
+
+    terms = Terms(rebalances=True, recover_within=10.0, attempts_exact=False)
+
+    assert told(story(said=True), terms) == set()
+    assert told(story(said=False), terms) == {("redelivered-after-settle", "DEL-1")}
 
 
 def test_a_seek_excuses_what_it_moves() -> None:

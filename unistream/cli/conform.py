@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from unistream.conformance import command
+from unistream.conformance import storm as storms
 from unistream.conformance.hooks import HOOKS
 from unistream.conformance.plan import SHAPES, Shape
 from unistream.conformance.registry import PROFILES
 from unistream.conformance.rounds import JOBS
+from unistream.conformance.target import Target
 from unistream.errors import UnistreamError
 
 __all__ = ["app"]
@@ -38,6 +40,10 @@ app = typer.Typer(
 
 UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="The backend to judge.")]
 SeedOption = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+ShapeOption = Annotated[list[str] | None, typer.Option(help=f"{', '.join(SHAPES)}; may repeat; all of them.")]
+HookOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=COMMAND", help=f"Acts on the broker: {', '.join(HOOKS)}.")
+]
 
 
 def _carry_out(what: Callable[[], int]) -> None:
@@ -62,9 +68,7 @@ def run(
     junit: Annotated[Path | None, typer.Option(help="File for JUnit's XML.")] = None,
     html: Annotated[Path | None, typer.Option(help="File for the page.")] = None,
     histories: Annotated[Path | None, typer.Option(help="Folder for the histories of failed cases.")] = None,
-    hook: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=COMMAND", help=f"Acts on the broker: {', '.join(HOOKS)}.")
-    ] = None,
+    hook: HookOption = None,
     exclude: Annotated[Path | None, typer.Option(help="TOML list of cases that are known to fail.")] = None,
     strict_claims: Annotated[bool, typer.Option("--strict-claims", help="What works unclaimed fails.")] = False,
     require_complete: Annotated[
@@ -115,20 +119,44 @@ def page(
 def sim(
     url: UrlArgument,
     seeds: Annotated[str, typer.Option(help="N or FIRST:LAST.")] = "20",
-    shape: Annotated[list[str] | None, typer.Option(help=f"{', '.join(get_args(Shape))}; may repeat.")] = None,
+    shape: ShapeOption = None,
     messages: Annotated[int, typer.Option(min=1, help="Per run.")] = 60,
     keep: Annotated[Path | None, typer.Option(help="Folder for plans and histories that break a rule.")] = None,
 ) -> None:
-    """Run random workloads with faults."""
+    """Run random workloads with faults: short plans, drawn from seeds, that can be replayed."""
+    _carry_out(
+        lambda: command.sim(
+            url, seeds=command.seeds_of(seeds), shapes=_shapes(shape or []), messages=messages, keep=keep
+        )
+    )
 
-    def simulate() -> int:
-        shapes = cast(list[Shape], shape or list(SHAPES))
-        unknown = set(shapes) - set(SHAPES)
-        if unknown:
-            raise ValueError(f"unknown shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-        return command.sim(url, seeds=command.seeds_of(seeds), shapes=shapes, messages=messages, keep=keep)
 
-    _carry_out(simulate)
+@app.command("storm")
+def storm(
+    url: UrlArgument,
+    shape: ShapeOption = None,
+    messages: Annotated[int, typer.Option(min=1, help="To publish at least.")] = 100_000,
+    faults: Annotated[int, typer.Option(min=0, help="At least so many.")] = 50,
+    minutes: Annotated[float, typer.Option(min=0, help="At least so long, each storm.")] = 0.0,
+    calm: Annotated[float, typer.Option(min=0.1, help="Most seconds between two faults.")] = 1.0,
+    seed: SeedOption = 1,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the histories.")] = None,
+    hook: HookOption = None,
+) -> None:
+    """Run one long workload of each shape on a real broker, its members processes, under faults of every kind."""
+    hooks = _hooks(hook or [])
+    _carry_out(
+        lambda: storms.run(
+            Target.of(url, hooks=hooks),
+            shapes=_shapes(shape or []),
+            messages=messages,
+            faults=faults,
+            minutes=minutes,
+            calm=calm,
+            seed=seed,
+            keep=keep,
+        )
+    )
 
 
 @app.command("replay")
@@ -140,15 +168,24 @@ def replay(
     _carry_out(lambda: command.replay(url, plan))
 
 
+@app.command("shrink")
+def shrink(
+    plan: Annotated[Path, typer.Argument(help="A plan that breaks a rule.")],
+    out: Annotated[Path, typer.Option(help="File for the small plan.")],
+    url: Annotated[str, typer.Option(help="Where.")] = "memory://conformance",
+    tries: Annotated[int, typer.Option(min=1, help="Runs of each smaller plan, where runs differ.")] = 1,
+) -> None:
+    """Make a plan that breaks a rule as small as it can be."""
+    _carry_out(lambda: command.shrink(url, plan, out, tries=tries))
+
+
 @app.command("kill")
 def kill(
     url: Annotated[str, typer.Option(help="A good backend.")] = "memory://conformance",
     on: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="A real broker, for what can't be tried there; may repeat.")
     ] = None,
-    hook: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=COMMAND", help=f"Acts on the broker: {', '.join(HOOKS)}.")
-    ] = None,
+    hook: HookOption = None,
     saboteur: Annotated[list[str] | None, typer.Option(help="Only this one; may repeat.")] = None,
     profile: Annotated[str, typer.Option(help="Which tiers.")] = "long",
     only: Annotated[list[str] | None, typer.Option(help="Id or group of cases instead; may repeat.")] = None,
@@ -185,6 +222,13 @@ def cleanup(
 ) -> None:
     """Delete what runs of the suite left behind on a broker."""
     _carry_out(lambda: command.clean(url, prefix, dry_run=dry_run))
+
+
+def _shapes(given: list[str]) -> list[Shape]:
+    unknown = set(given) - set(SHAPES)
+    if unknown:
+        raise ValueError(f"unknown shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+    return cast("list[Shape]", given or list(SHAPES))
 
 
 def _hooks(given: list[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unistream.conformance import report, terminal
+from unistream.conformance.checkers.effort import VACUOUS
 from unistream.conformance.compare import checked, compare, is_worse, told
 from unistream.conformance.exclusions import load_exclusions
 from unistream.conformance.housekeeping import cleanup, leftovers, preflight
@@ -27,6 +28,7 @@ from unistream.conformance.registry import MUST, Case, Tier, load_cases
 from unistream.conformance.rounds import JOBS, in_order, run_cases
 from unistream.conformance.runner import Result, run_case
 from unistream.conformance.saboteurs import load_saboteurs
+from unistream.conformance.shrink import shrunk
 from unistream.conformance.target import Target
 from unistream.conformance.trial import Trial
 from unistream.conformance.verdict import Verdict
@@ -255,6 +257,40 @@ def replay(url: str, path: Path) -> int:
     result = simulate(plan, target, seed=plan.seed)
     print("\n".join(terminal.lines(report.as_json([result], target, seed=plan.seed))))
     return PASSED if result.verdict is Verdict.CONFORMS else NOT_CONFORMANT
+
+
+def shrink(url: str, path: Path, out: Path, *, tries: int = 1) -> int:
+    """
+    Carry out a plan that breaks a rule, make it as small as it can be, and write the small one.
+
+    Args:
+        url: Where.
+        path: The plan.
+        out: File for the small plan.
+        tries: How often each smaller one is carried out before it is believed to break nothing.
+
+    Raises:
+        ValueError: The plan breaks no rule here.
+    """
+    target, plan = Target.of(url), Plan.load(path)
+    runs = 0
+
+    def accused(plan: Plan) -> set[str]:
+        nonlocal runs
+        runs += 1
+        result = simulate(plan, target, seed=plan.seed)
+        return {each.checker for each in result.violations if each.checker != VACUOUS}
+
+    wanted = set[str]().union(*(accused(plan) for _ in range(tries)))
+    if not wanted:
+        raise ValueError(f"{path} breaks no rule on {redacted(url)}")
+    small = shrunk(plan, lambda smaller: any(wanted & accused(smaller) for _ in range(tries)))
+    small.save(out)
+    result = simulate(small, target, seed=small.seed)
+    print("\n".join(terminal.lines(report.as_json([result], target, seed=small.seed))))
+    parts = f"{small.size} messages, {len(list(small.members))} members, {len(small.faults)} faults"
+    print(f"{parts}, after {runs} runs: {out}")
+    return NOT_CONFORMANT
 
 
 def kill(

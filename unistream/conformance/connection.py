@@ -16,6 +16,8 @@ Direction = Literal["up", "down"]
 BOTH: tuple[Direction, ...] = get_args(Direction)
 
 CHUNK = 64 * 1024
+PACKET = 1400
+"""Bytes that go over a thin wire at a time, so that connections share it fairly."""
 QUEUE = 64
 """Chunks that may wait for their time in one direction; then the sender feels it, as on a real wire."""
 
@@ -48,6 +50,8 @@ class Rules:
         latency: Seconds that every byte takes.
         jitter: So many seconds more or less, drawn for every chunk; the order stays.
         slice: Bytes go on one by one.
+        rate: Bytes a second and direction that all connections share; zero is as fast as it goes.
+        free: By direction the time when the wire has carried everything that was promised to it.
         cut: After so many more bytes in a direction the connection is cut off.
     """
 
@@ -56,6 +60,8 @@ class Rules:
     latency: float = 0.0
     jitter: float = 0.0
     slice: bool = False
+    rate: int = 0
+    free: dict[Direction, float] = field(default_factory=dict)
     cut: dict[Direction, int] = field(default_factory=dict)
     changed: Signal = field(default_factory=Signal)
 
@@ -178,8 +184,11 @@ class Connection:
 
     async def _write(self, direction: Direction, data: bytes, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):  # the other side is gone; its own pump sees the end
-            step = 1 if self.rules.slice else len(data) or 1
-            for start in range(0, len(data), step):
+            rate = self.rules.rate
+            step = 1 if self.rules.slice else min(len(data), PACKET) if rate else len(data)
+            for start in range(0, len(data), step or 1):
+                if rate:
+                    await self._turn(direction, step / rate)
                 if writer.transport.is_closing():
                     return
                 writer.write(data[start : start + step])
@@ -188,6 +197,12 @@ class Connection:
                     await asyncio.sleep(0)  # one byte a packet: the receiver's turn comes in between
             self.passed[direction] += len(data)
             self._moved.note()
+
+    async def _turn(self, direction: Direction, seconds: float) -> None:
+        """Wait until a thin wire has carried what it owes to all, and so many seconds of this one's."""
+        now = asyncio.get_running_loop().time()
+        free = self.rules.free[direction] = max(now, self.rules.free.get(direction, now)) + seconds
+        await asyncio.sleep(free - now)
 
     def _cut(self, direction: Direction) -> None:
         # The broker must get what was sent before the cut, so its side ends in good order; the client sees a reset.

@@ -35,11 +35,13 @@ class Event:
     `leave`, `seek`. Events:
 
     - `join`, `death` of a member, `deliver` of a message to it;
-    - `renew` (the lease now ends at `until`), `expire` (the delivery says that it is lost);
+    - `renew` (the lease now ends at `until`), `expire` (the delivery says that it is lost), `refuse` (it says so after
+      its settle was taken: the broker refused it later);
     - `idle`: the member had room and waited for work from `since` until now, and got nothing;
     - `fault`: from `since` until now, of one `member` or of all;
     - `drain`: `ok` when complete, `info` when time ran out with progress, `fail` when stuck;
     - `loss`: the library reported lost data;
+    - `stray`: a message was published that is none of this run's; `digest` is its body's fingerprint;
     - `tally`: `count` things of the kind that `note` names.
     """
 
@@ -76,7 +78,7 @@ class Event:
     confirmed: bool | None = None
     """True where the broker's own answer was awaited."""
     digest: str | None = None
-    """Fingerprint of key and headers, as handed over or as received."""
+    """Fingerprint of key and headers, as handed over or as received; of a foreign body, the body's."""
     error: str | None = None
     """The class of the error, or `corrupt` and `foreign` for a body that does not prove itself."""
     count: int | None = None

@@ -31,10 +31,14 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class ProducerPlan:
-    """One producer: for every message the seconds to wait before it, and the number of its key (None: no key)."""
+    """
+    One producer: for every message the seconds to wait before it, and the number of its key (None: no key).
+
+    Instead of a message that was left out there is None, so that the others keep their names.
+    """
 
     name: str
-    messages: tuple[tuple[float, int | None], ...]
+    messages: tuple[tuple[float, int | None] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,11 @@ class Plan:
             for number in range(group.members):
                 yield group, f"{group.name}.{number}"
 
+    @property
+    def size(self) -> int:
+        """Messages of all producers together."""
+        return sum(message is not None for producer in self.producers for message in producer.messages)
+
     def deed(self, group: str, msg: str, attempt: int) -> Deed:
         """Return what is done with this delivery."""
         dice = Random(f"{self.seed}/{group}/{msg}/{attempt}")
@@ -138,7 +147,7 @@ class Plan:
         parts: dict[str, Any] = {
             "groups": tuple(GroupPlan(**group) for group in data["groups"]),
             "producers": tuple(
-                ProducerPlan(each["name"], tuple((gap, key) for gap, key in each["messages"]))
+                ProducerPlan(each["name"], tuple(message and (message[0], message[1]) for message in each["messages"]))
                 for each in data["producers"]
             ),
             "faults": tuple(FaultPlan(**fault) for fault in data["faults"]),
@@ -173,7 +182,7 @@ def draw(seed: int, shape: Shape, *, faults: bool = True, messages: int = 60, le
     producers = tuple(
         ProducerPlan(name, tuple(_message(dice, shape, keys) for _ in range(messages // len(names)))) for name in names
     )
-    length = max(sum(gap for gap, _ in producer.messages) for producer in producers)
+    length = max(sum(message[0] for message in producer.messages if message) for producer in producers)
     limited = dice.random() < 0.4
     plan = Plan(
         seed=seed,

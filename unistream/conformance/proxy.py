@@ -119,6 +119,11 @@ class Proxy:
         self.rules.slice = True
         self._change(lambda: None)
 
+    def thin(self, rate: int) -> None:
+        """Carry so many bytes a second in each direction, all connections together."""
+        self.rules.rate = rate
+        self._change(lambda: None)
+
     def cut_after(self, count: int, direction: Direction) -> None:
         """Cut the first connection that has carried `count` more bytes in a direction, between two bytes."""
         self._change(lambda: self.rules.cut.update({direction: count}))
@@ -158,6 +163,7 @@ class Proxy:
         self.rules.cut.clear()
         self.rules.latency = self.rules.jitter = 0.0
         self.rules.slice = self._slamming = False
+        self.rules.rate = 0
         self.rules.changed.note()
         for each in list(self.live):
             if sum(each.lost.values()):

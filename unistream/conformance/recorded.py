@@ -36,6 +36,11 @@ def digest(headers: HeadersLike | None) -> str:
     return f"{crc32(repr(Headers(headers).items()).encode()):08x}"
 
 
+def fingerprint(body: bytes) -> str:
+    """Return the fingerprint of a body that is none of this run's."""
+    return f"{crc32(body):08x}"
+
+
 class RecordedProducer:
     """A producer whose every message proves its identity, and whose every outcome is recorded."""
 
@@ -166,6 +171,7 @@ class RecordedMember:
         self._run = run
         self._paused = False
         self._held: list[Lent] = []
+        self._taken: list[Lent] = []
 
     async def __aenter__(self) -> Self:
         await self.consumer.__aenter__()
@@ -197,12 +203,13 @@ class RecordedMember:
     def take(self, delivery: Delivery, since: int | None = None) -> Lent:
         """Record a delivery that was got in some other way, by iteration for example."""
         msg, error, note = None, None, None
+        mark = digest(delivery.headers)
         try:
             msg = read_body(delivery.value, self._run).name
         except CorruptBodyError as reason:
             error, note = "corrupt", str(reason)
         except ForeignBodyError as reason:
-            error, note = "foreign", str(reason)
+            error, note, mark = "foreign", str(reason), fingerprint(delivery.value)
         lent = Lent(self, delivery, msg, self.recorder.new_lending())
         self._held.append(lent)
         origin = delivery.origin
@@ -219,7 +226,7 @@ class RecordedMember:
             attempt=delivery.attempt,
             until=lent.until(),
             since=since,
-            digest=digest(delivery.headers),
+            digest=mark,
             error=error,
             origin=origin and f"{origin.topic}/{origin.group}",
             note=note,
@@ -235,11 +242,24 @@ class RecordedMember:
             call.info(error)
             raise
         call.ok()
+        self.hear()
         return report
 
     def died(self) -> None:
         """Record that the member is dead from now on."""
+        self.hear()
         self.recorder.record("death", member=self.name)
+
+    def taken(self, lent: Lent) -> None:
+        """Keep a delivery whose settle was taken and not confirmed: its refusal may come later (DEL-7)."""
+        self._taken.append(lent)
+
+    def hear(self) -> None:
+        """Record which settles that had been taken were refused since."""
+        for lent in self._taken:
+            if lent.delivery.state == "lost":
+                self.recorder.record("refuse", lending=lent.name)
+        self._taken.clear()
 
     async def pause(self) -> None:
         """Pause; while it lasts waiting is not waiting for work."""
@@ -331,3 +351,5 @@ class Lent:
             call.info(error)
             raise
         call.ok(confirmed=confirmed, until=self.until())
+        if op != "extend" and not confirmed:
+            self.member.taken(self)

@@ -18,7 +18,7 @@ from unistream.conformance.history import NANO, Recorder
 from unistream.conformance.identity import new_run
 from unistream.conformance.line import Line
 from unistream.conformance.proxy import Proxy, via
-from unistream.conformance.recorded import Lent, RecordedMember, RecordedProducer
+from unistream.conformance.recorded import Lent, RecordedMember, RecordedProducer, fingerprint
 from unistream.conformance.target import Pace, Target
 from unistream.errors import UnistreamError, UnsupportedError
 
@@ -303,7 +303,8 @@ class Trial:
             if lent is not None:
                 missing.discard(lent.msg or "")
                 await settle(lent)
-        self.that(not missing, rule, f"all {len(names)} messages within {seconds:.1f} s", f"missing {sorted(missing)}")
+        told = f"missing {len(missing)}: {', '.join(sorted(missing)[:8])}"
+        self.that(not missing, rule, f"all {len(names)} messages within {seconds:.1f} s", told)
 
     async def silent(self, member: RecordedMember, rule: str, *, seconds: float | None = None) -> None:
         """Check that a member receives nothing; costs the whole time, so prefer a fence message."""
@@ -315,6 +316,11 @@ class Trial:
     def tally(self, what: str, count: int = 1) -> None:
         """Count something that the case is about; the case names it in `sometimes`."""
         self.recorder.record("tally", note=what, count=count)
+
+    def stray(self, body: bytes) -> None:
+        """Record that a message with this body, none of the suite's own, is published on purpose."""
+        self.recorder.record("stray", digest=fingerprint(body))
+        self.tally("strays")
 
     async def drain(self, *groups: Group, quiet: float | None = None, limit: float | None = None) -> None:
         """
@@ -356,6 +362,7 @@ class Trial:
 
     async def _dismiss(self, member: RecordedMember) -> None:
         await member.consumer.close()
+        member.hear()
 
     async def _delete_topics(self) -> None:
         for name in self._topics:

@@ -83,12 +83,16 @@ class _Workload:
                 if each is group_plan:
                     self.seats[name] = _Seat(self, group_plan, group, name)
 
-    async def produce(self, name: str, messages: tuple[tuple[float, int | None], ...]) -> None:
+    async def produce(self, name: str, messages: tuple[tuple[float, int | None] | None, ...]) -> None:
         """Publish a producer's messages, each after its wait; a failed one is recorded, and the next one follows."""
         line = self._lines[name] = Line()
         client = await self.trial.open(line)
         producer = await self.trial.producer(self._topic, client=client)
-        for gap, key in messages:
+        for message in messages:
+            if message is None:
+                producer.next()  # left out: the next one keeps its number
+                continue
+            gap, key = message
             if gap:
                 await asyncio.sleep(gap)
             text = None if key is None else f"key{key}".encode()

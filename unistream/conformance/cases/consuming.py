@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from unistream.conformance.identity import Identity
 from unistream.conformance.registry import Tier, case
 from unistream.conformance.trial import Trial
 from unistream.errors import ClosedError
@@ -28,6 +29,33 @@ async def all_and_only(trial: Trial) -> None:
         if lent.op == "deliver" and (lent.msg or "").startswith(before.name + ".")
     ]
     trial.equal(len(early), 0, "GRP-3", "deliveries from before the group")
+
+
+@case("con.no-phantom", rules=("PUB-1", "GRP-1"), sometimes=("strays", "delivered", "drained"))
+async def no_phantom(trial: Trial) -> None:
+    """Beside messages of others in its topic a group gets those as they are, and nothing that nobody published."""
+    topic = await trial.topic()
+    group = await trial.group(topic)
+    producer = await trial.producer(topic)
+    # The first message of a producer of the same name, but of another run of the suite: it must not be taken for ours.
+    strays = [Identity("0badcafe", producer.name, 1, None).body(200), b"nothing of the suite's", b""]
+    names = []
+    async with trial.client.producer(topic) as other:
+        for body in strays:
+            names.append((await producer.publish())[0])
+            trial.stray(body)
+            await other.publish(body)
+    member = await trial.member(group)
+    lents = await trial.take(member, 2 * len(strays))
+    for lent in lents:
+        await lent.ack()
+    trial.equal(sorted(lent.msg for lent in lents if lent.msg), names, "GRP-1", "messages of this run")
+    found = sorted(lent.delivery.value for lent in lents if lent.msg is None)
+    trial.equal(found, sorted(strays), "GRP-1", "messages of others")
+    # Whoever takes a sign of life for a message does so while nothing comes.
+    await trial.silent(member, "PUB-1", seconds=2 * trial.pace.silence)
+    await member.leave()
+    await trial.drain(group)
 
 
 @case("con.join-then-publish", rules=("GRP-1", "GRP-3"), tier=Tier.SMOKE, sometimes=("delivered",))

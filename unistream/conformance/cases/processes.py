@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from unistream.conformance.cases.retention import once
 from unistream.conformance.members import Held, Worker, WorkerError, worker
 from unistream.conformance.recorded import RecordedMember
 from unistream.conformance.registry import GATED, Tier, case
@@ -295,3 +296,27 @@ async def dlq_atomic(trial: Trial) -> None:
     again = await trial.next(await trial.member(group), "GRP-4", timeout=within(trial))
     trial.equal(again.msg, name, "GRP-4", "message whose settle never left")
     await again.ack()
+
+
+@case(
+    "idm.producer-kill9",
+    rules=("PUB-3",),
+    level=GATED("dedupe"),
+    tier=Tier.FAULTS,
+    facilities=PROCESS,
+    sometimes=("killed", "confirmed", "delivered"),
+    limit=90.0,
+)
+async def producer_kill9(trial: Trial) -> None:
+    """What another process publishes again under the same ids, after the first one was killed, is stored once."""
+    topic = await trial.topic()
+    group = trial.client.group("g", topic, lease=trial.lease)
+    await group.create()
+    bodies = {f"order-{number}": str(number) for number in range(5)}
+    for life in range(2):
+        process = await worker(trial)
+        told = await process.call("publish_again", topic=topic, bodies=bodies)
+        trial.tally("confirmed", len(told))
+        trial.equal(told, [life > 0] * len(bodies), "PUB-3", f"duplicates told in life {life + 1}")
+        await process.kill()
+    await once(trial, group, [body.encode() for body in bodies.values()])

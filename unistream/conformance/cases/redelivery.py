@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from unistream import DROP, Backoff, Retry
 from unistream.conformance.recorded import RecordedMember, RecordedProducer
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.trial import Trial
+from unistream.errors import ConfigError
 
 QUICK = Backoff(first=0.05, factor=1.0, max=0.05, jitter=0.0)
 
@@ -320,3 +322,34 @@ async def no_loop(trial: Trial) -> None:
     trial.equal(again.delivery.origin, origin, "DEL-3", "origin after a nack")
     await again.ack()
     await trial.silent(member, "DEL-3")
+
+
+@case("dlq.no-loop", rules=("DEL-3", "DEL-4", "END-6"), sometimes=("nacked", "delivered"))
+async def dead_letter_ends(trial: Trial) -> None:
+    """A dead letter that fails among the dead letters goes one topic further, or nowhere, and never round."""
+    topic, dead, deeper = await trial.topic(), await trial.topic(), await trial.topic()
+    last = await trial.group(deeper, "last")
+    twice = Retry(max_attempts=2, backoff=QUICK)
+    graves = await trial.group(dead, "graves", retry=twice, dead_letter=deeper)
+    group = await trial.group(topic, "work", retry=twice, dead_letter=dead)
+    producer = await trial.producer(topic)
+    name, _ = await producer.publish()
+    members = [await trial.member(each) for each in (group, graves, last)]
+    for member, (came_from, whose) in zip(members, ((None, None), (topic, "work"), (dead, "graves")), strict=True):
+        for _ in range(2):
+            lent = await trial.next(member, "DEL-3")
+            origin = lent.delivery.origin
+            trial.equal(lent.msg, name, "DEL-3", "message")
+            trial.equal(origin and origin.topic, came_from, "DEL-3", "topic that the letter comes from")
+            trial.equal(origin and origin.group, whose, "DEL-3", "group that the letter comes from")
+            await lent.nack(0.0, "it fails everywhere")
+    # Nobody told the last topic's group how many attempts it has, so there it is nacked for as long as one likes.
+    await (await trial.next(members[2], "DEL-2")).ack()
+    for member in members:
+        await trial.silent(member, "DEL-3")
+    with_itself = {"retry": twice, "dead_letter": topic}
+    await trial.raises(ConfigError, _group_of(trial, topic, with_itself), "END-6")
+
+
+async def _group_of(trial: Trial, topic: str, options: dict[str, Any]) -> None:
+    await trial.client.group("round", topic, **options).create()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from unistream import Client, Retention
+from unistream import Client, Group, Retention
 from unistream.conformance.registry import GATED, Tier, case
 from unistream.conformance.trial import Trial, VacuousError
 from unistream.driver.types import DataLoss
@@ -77,6 +77,37 @@ async def distinct(trial: Trial) -> None:
     await trial.drain(group)
     got = sum(event.op == "deliver" for event in trial.recorder.events)
     trial.equal(got, len(ids), "PUB-3", "deliveries")
+
+
+@case("idm.producer-restart", rules=("PUB-3",), level=GATED("dedupe"), sometimes=("confirmed", "delivered"))
+async def producer_restart(trial: Trial) -> None:
+    """What a program publishes once more after it was started anew, under the same ids, is stored once."""
+    topic = await trial.topic()
+    group = trial.client.group("g", topic, lease=trial.lease)
+    await group.create()
+    for life in range(3):
+        client = await trial.open()
+        async with client.producer(topic) as producer:
+            receipts = [await producer.publish(b"%d" % number, id=f"order-{number}") for number in range(5)]
+        await client.close()
+        trial.tally("confirmed", len(receipts))
+        told = [each.duplicate for each in receipts]
+        trial.equal(told, [life > 0] * 5, "PUB-3", f"duplicates told in life {life + 1}")
+    await once(trial, group, [b"%d" % number for number in range(5)])
+
+
+async def once(trial: Trial, group: Group, wanted: list[bytes]) -> None:
+    """Check that the group gets each of these bodies once, and no more."""
+    got: list[bytes] = []
+    async with group.consumer() as consumer:
+        for limit in (*[trial.pace.patience] * len(wanted), trial.pace.silence):
+            delivery = await consumer.receive(limit)
+            if delivery is None:
+                break
+            got.append(delivery.value)
+            await delivery.ack()
+    trial.tally("delivered", len(got))
+    trial.equal(sorted(got), sorted(wanted), "PUB-3", "deliveries")
 
 
 LONGEST_WINDOW = 300.0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from unistream.conformance.checkers.run import Group, Lending, Publish, Run
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
+from unistream.conformance.history import NANO
 
 
 @checker("order-first", "ORD-2", "ORD-5")
@@ -49,7 +50,9 @@ def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
                 continue
             waiting = unsettled[(*lending.where, lending.key)]
             for other in waiting.values():
-                excused = _last_attempt(group, other) or _returned(run, terms, group, lending, other)
+                excused = _dead_lettered(run, terms, group, other, lending.at) or _returned(
+                    run, terms, group, lending, other
+                )
                 if other.msg != lending.msg and not excused:
                     yield Violation(
                         "ORD-2",
@@ -71,9 +74,10 @@ def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
                 waiting.setdefault(lending.msg, lending)
 
 
-def _last_attempt(group: Group, lending: Lending) -> bool:
-    """Tell whether the end of this lending dead-letters the message, which releases its key unseen."""
-    return group.max_attempts is not None and lending.attempt >= group.max_attempts
+def _dead_lettered(run: Run, terms: Terms, group: Group, lending: Lending, by: int) -> bool:
+    """Tell whether it was the last attempt and has ended, which dead-letters the message and frees its key, unseen."""
+    last = group.max_attempts is not None and lending.attempt >= group.max_attempts
+    return last and run.hold_end(lending, terms) <= by + round(terms.resolution * NANO)
 
 
 def _returned(run: Run, terms: Terms, group: Group, lending: Lending, other: Lending) -> bool:

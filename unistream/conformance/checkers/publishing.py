@@ -79,6 +79,13 @@ def phantom(run: Run, terms: Terms) -> Iterator[Violation]:
                     (lending.index,),
                     f"{lending.msg} was delivered to {_name(lending.where)}, and nobody published it",
                 )
+            if lending.error == "foreign" and lending.digest not in run.strays:
+                yield Violation(
+                    "PUB-1",
+                    "phantom",
+                    (lending.index,),
+                    f"a message that is none of this run's was delivered to {_name(lending.where)}",
+                )
 
 
 @checker("corrupt", "GRP-1", "DEL-3")

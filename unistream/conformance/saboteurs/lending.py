@@ -215,6 +215,30 @@ class NewestFirst(Overtake):
     beyond = 100
 
 
+class _OldestFirst(_NewestFirst):
+    """Keeps the order among what its own member has, and knows nothing of the others."""
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Look from the front."""
+        self._there += await resolve(self.inner.receive(limit, 0.0 if self._there else timeout))
+        found: list[RawDelivery] = []
+        for each in self._there:
+            if len(found) < limit and each.message.key not in self._out.values():
+                self._out[each.token] = each.message.key
+                found.append(each)
+        self._there = [each for each in self._there if each not in found]
+        if not found:  # until a key is free again
+            await asyncio.sleep(min(timeout, 0.01))
+        return found
+
+
+@saboteur("ordered-per-member", "ORD-2", by=("ord.redelivered-batch",))
+class OrderedPerMember(Overtake):
+    """Keeps the order within each member, so that what a dead one held is overtaken by what others get."""
+
+    consumer_layer = _OldestFirst
+
+
 @saboteur("count-stuck", "DEL-4", by=("red.double-lease", "red.count-survives-kill9"))
 class CountStuck(ConsumerLayer):
     """Calls every delivery the first attempt."""

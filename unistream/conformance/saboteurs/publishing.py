@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from secrets import token_hex
 from zlib import crc32
 
 from unistream.conformance.identity import Identity
 from unistream.conformance.saboteurs.table import saboteur
 from unistream.conformance.wrap import ProducerLayer, resolve
-from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, Receipt
+from unistream.driver.contract import Driver, ProducerDriver
+from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage, Receipt, TopicSpec
 from unistream.errors import NotPublishedError, PublishError
 
 
@@ -204,6 +206,21 @@ class DedupeNever(ProducerLayer):
         """Give every message a deduplication key of its own."""
         return self.inner.publish(
             [message._replace(dedupe=f"{message.id}-{next(self._numbers)}") for message in batch], timeout
+        )
+
+
+@saboteur("dedupe-per-producer", "PUB-3", by=("idm.producer-restart", "idm.producer-kill9"))
+class DedupePerProducer(ProducerLayer):
+    """Remembers ids for each producer apart, so that after a restart nothing is known."""
+
+    def __init__(self, inner: ProducerDriver, driver: Driver, topic: TopicSpec) -> None:
+        super().__init__(inner, driver, topic)
+        self._life = token_hex(4)
+
+    def publish(self, batch: Sequence[RawMessage], timeout: float) -> MaybeAwaitable[list[PublishOutcome]]:
+        """Let no other producer's ids be the same."""
+        return self.inner.publish(
+            [message._replace(dedupe=f"{message.dedupe or message.id}@{self._life}") for message in batch], timeout
         )
 
 

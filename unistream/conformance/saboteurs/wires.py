@@ -120,7 +120,7 @@ class ReorderAfterCut(_OnceBitten):
         return (await self.send(batch[::-1], timeout))[::-1] if self.bitten else await self.send(batch, timeout)
 
 
-@saboteur("short-timeouts", "END-3", by=("net.latency", "net.one-byte-segments"), needs=WIRE)
+@saboteur("short-timeouts", "END-3", by=("net.latency", "net.one-byte-segments", "net.thin-pipe"), needs=WIRE)
 class ShortTimeouts(ProducerLayer):
     """Gives the broker no more than a moment, whatever the wire."""
 
@@ -206,7 +206,10 @@ class Bitten(ConsumerLayer):
     "no-reconnect-consumer",
     "END-3",
     "GRP-4",
-    by=("net.half-open", "net.flap", "net.ack-path-lost", "dur.consumer-rides-through", "dur.pause"),
+    by=(
+        *("net.half-open", "net.flap", "net.ack-path-lost", "ovl.slow-consumer-cutoff"),
+        *("dur.consumer-rides-through", "dur.pause"),
+    ),
     needs=WIRE,
     driver=Noticing,
 )
