@@ -38,9 +38,8 @@ def run() -> int:
         130: interrupted.
     """
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        return stop.exit_code
+        # A command ends with `typer.Exit`, whose code comes back as a result.
+        return app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UnistreamError as error:
@@ -53,4 +52,3 @@ def run() -> int:
             raise
         show()
         return USAGE
-    return 0

@@ -12,6 +12,7 @@ import typer
 
 from unistream import Delivery, connect
 from unistream.cli.output import JsonFlag, UrlOption, interruptible, terminal
+from unistream.driver.types import Ordering
 
 __all__ = ["consume"]
 
@@ -21,7 +22,7 @@ def consume(
     group: Annotated[str, typer.Option(help="Group to join; it is created if there is none.")],
     url: UrlOption = None,
     start: Annotated[str, typer.Option(help="Where a new group begins: latest or earliest.")] = "latest",
-    ordering: Annotated[str, typer.Option(help="none, or key.")] = "none",
+    ordering: Annotated[Ordering, typer.Option(help="Of the group; key: one message per key at a time.")] = "none",
     count: Annotated[int | None, typer.Option(help="End after so many messages.")] = None,
     idle: Annotated[float | None, typer.Option(help="End when none came for so many seconds.")] = None,
     as_json: JsonFlag = False,
@@ -38,14 +39,14 @@ async def _consume(
     group: str,
     url: str | None,
     start: str,
-    ordering: str,
+    ordering: Ordering,
     count: int | None,
     idle: float | None,
     as_json: bool,
 ) -> int:
     printed = 0
     async with connect(url) as client:
-        members = client.group(group, topic, start=start, ordering="key" if ordering == "key" else "none")
+        members = client.group(group, topic, start=start, ordering=ordering)
         async with members.consumer() as consumer:
             stopping = asyncio.ensure_future(stop.wait())
             while not stop.is_set() and (count is None or printed < count):

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+import threading
 import time
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from unistream import Confirmation, UnistreamError, connect
+from unistream import Confirmation, PublishError, UnistreamError, connect
 from unistream.cli.output import JsonFlag, UrlOption, interruptible, terminal
 
 __all__ = ["publish"]
+
+CHUNK = 64 * 1024
+"""Bytes that are read at once."""
 
 
 def publish(
@@ -42,7 +48,6 @@ async def _publish(
 ) -> int:
     started = time.monotonic()
     failures: list[UnistreamError] = []
-    loop = asyncio.get_running_loop()
     async with connect(url) as client:
         if create:
             await client.create_topic(topic)
@@ -51,10 +56,13 @@ async def _publish(
             bar = progress.add_task(topic, total=None)
             async with client.producer(topic) as producer:
                 pending: list[Confirmation] = []
-                while not stop.is_set() and (lines := await loop.run_in_executor(None, _read)):
+                async for lines in _lines(stop):
                     for line in lines:
                         name, value = _split(line, key, separator)
-                        pending.append(await producer.submit(value, key=name))
+                        try:
+                            pending.append(await producer.submit(value, key=name))
+                        except PublishError as failure:
+                            failures.append(failure)
                     pending = [one for one in pending if not _looked_at(one, failures)]
                     progress.update(bar, completed=producer.stats.confirmed)
                 for one in pending:
@@ -76,9 +84,54 @@ async def _publish(
     return 1 if failures else 0
 
 
-def _read() -> list[bytes]:
-    """Some lines of standard input, without their ends; empty at the end."""
-    return [line.rstrip(b"\r\n") for line in sys.stdin.buffer.readlines(64 * 1024)]
+async def _lines(stop: asyncio.Event) -> AsyncIterator[list[bytes]]:
+    """The lines of standard input, as they come, without their ends; until its end, or `stop`."""
+    stopping = asyncio.ensure_future(stop.wait())
+    rest = b""
+    try:
+        while True:
+            reading = _read()
+            either: list[asyncio.Future[Any]] = [reading, stopping]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                return
+            chunk = reading.result()
+            *lines, rest = (rest + chunk).split(b"\n")
+            if not chunk and rest:
+                lines, rest = [rest], b""
+            if lines:
+                yield [line.removesuffix(b"\r") for line in lines]
+            if not chunk:
+                return
+    finally:
+        stopping.cancel()
+
+
+def _read() -> asyncio.Future[bytes]:
+    """Some bytes of standard input, on a thread that nobody has to wait for when the command ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(chunk: bytes, error: OSError | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(chunk)
+        else:
+            done.set_exception(error)
+
+    def read() -> None:
+        chunk, failed = b"", None
+        try:
+            # Not by the buffered file, whose lock a thread that waits would hold when the interpreter ends.
+            chunk = os.read(sys.stdin.fileno(), CHUNK)
+        except OSError as error:
+            failed = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, chunk, failed)
+
+    threading.Thread(target=read, daemon=True, name="unistream-stdin").start()
+    return done
 
 
 def _split(line: bytes, key: str | None, separator: str | None) -> tuple[bytes | None, bytes]:
