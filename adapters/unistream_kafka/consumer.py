@@ -40,6 +40,7 @@ GRACE_SECONDS = 0.3
 IDLE_SECONDS = 1.0
 """How long a message that is to be lent again waits for somebody to ask, at a member that holds no other loan."""
 _ID = "unistream-id"
+_new = tuple.__new__
 _log = logging.getLogger("unistream.driver.kafka")
 
 
@@ -141,18 +142,19 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         batch: list[RawDelivery] = []
         ready, loans = self._ready, self._loans
         until = self._loop.time() + self._setting.group.lease + GRACE_SECONDS
+        untils, token = self._until, self._serial
         while ready and len(batch) < limit:
-            item = ready[0]
-            if item.suspect and batch:
+            progress, message, attempt, suspect = ready[0]
+            if suspect and batch:
                 break
             ready.popleft()
-            progress, message = item.progress, item.message
-            self._serial += 1
-            loans[self._serial] = (progress, message)
-            self._until[self._serial] = until
-            batch.append(_delivery(message, self._serial, item.attempt, item.suspect))
-            if item.suspect:
+            token += 1
+            loans[token] = (progress, message)
+            untils[token] = until
+            batch.append(_delivery(message, token, attempt, suspect))
+            if suspect:
                 break
+        self._serial = token
         if batch:
             now = self._loop.time()
             # Whoever comes back that soon would wait for commits most of the time: what follows is written down while
@@ -183,8 +185,10 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         released: dict[Progress, list[Any]] = {}
         resting: list[tuple[float, Progress, int]] = []
         wall = time.time()
+        loans, untils = self._loans, self._until
         for at, (token, verb, delay) in enumerate(batch):
-            loan = self._end(token)
+            untils.pop(token, None)
+            loan = loans.pop(token, None)
             if loan is None:
                 known = self._unsure.pop(token, None)
                 if known is not None and self._parts.get(known.partition) is known:
@@ -283,12 +287,12 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
 
 
 def _delivery(message: Any, token: int, attempt: int, suspect: bool) -> RawDelivery:
-    partition, headers, stored = message.partition, message.headers, message.timestamp
+    _, partition, _, offset, stored, _, key, value, headers, *_ = message
     if len(headers) == 2 and headers[0][0] == _ID:
         # Without application headers: by far the most, so worth a short way.
-        raw = RawMessage(headers[0][1].decode("ascii", "replace"), message.value or b"", message.key, (), partition)
+        raw = _new(RawMessage, (headers[0][1].decode("ascii", "replace"), value or b"", key, (), partition))
     else:
         told = ENVELOPE.unwrap((name, value or b"") for name, value in headers)
-        raw = RawMessage(told.id, message.value or b"", message.key, told.headers, partition)
+        raw = RawMessage(told.id, value or b"", key, told.headers, partition)
     published_at = stored / 1000 if stored is not None and stored >= 0 else None
-    return RawDelivery(raw, token, position_of(partition, message.offset), published_at, attempt, suspect, message)
+    return _new(RawDelivery, (raw, token, position_of(partition, offset), published_at, attempt, suspect, message))

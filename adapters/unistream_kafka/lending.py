@@ -47,6 +47,8 @@ MOST_SPAN = 100_000
 LEAST_FETCH = 32
 MOST_FETCH = 1000
 
+_new = tuple.__new__
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -169,7 +171,7 @@ class Lending:
             fresh = progress.fresh
             while fresh and room > 0:
                 message = fresh.popleft()
-                self._marking.append(Item(progress, message, progress.lend(message), False))
+                self._marking.append(_new(Item, (progress, message, progress.lend(message), False)))
                 room -= 1
 
     def _fetch(self) -> None:
@@ -221,7 +223,7 @@ class Lending:
         for progress in chosen:
             progress.dirty = False
             offsets[progress.partition] = (progress.frontier.frontier, progress.text(self._setting.text_bytes))
-        items = [item for item in self._marking if self._owns(item.progress)]
+        items = self._owned(self._marking)
         flight = self._flight = Flight(items, self._waiters, chosen)
         self._marking, self._waiters = [], []
         if offsets:
@@ -229,20 +231,22 @@ class Lending:
         else:
             self._committed(flight, None)
 
-    def _owns(self, progress: Progress) -> bool:
-        return self._parts.get(progress.partition) is progress
+    def _owned(self, items: list[Item]) -> list[Item]:
+        mine = set(self._parts.values())
+        return [item for item in items if item.progress in mine]
 
     def _committed(self, flight: Flight, error: BaseException | None) -> None:
         if self._flight is not flight:
             return
         self._flight = None
-        items = [item for item in flight.items if self._owns(item.progress)]
-        # What was written down as lent of a partition that is to go meanwhile is not handed out: its settle would not
-        # be stored any more.
-        kept = [item for item in items if item.progress.partition in self._held]
-        items = [item for item in items if item.progress.partition not in self._held]
-        for item in reversed(kept):
-            item.progress.give_back([item.message])
+        items = self._owned(flight.items)
+        if self._held:
+            # What was written down as lent of a partition that is to go meanwhile is not handed out: its settle would
+            # not be stored any more.
+            kept = [item for item in items if item.progress.partition in self._held]
+            items = [item for item in items if item.progress.partition not in self._held]
+            for item in reversed(kept):
+                item.progress.give_back([item.message])
         if error is None:
             self._ready.extend(items)
             answer(flight.waiters, None)

@@ -21,6 +21,7 @@ from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
 from unistream_kafka.generation import beat, keep_fetching, keep_shares, store
 from unistream_kafka.listener import Listener
+from unistream_kafka.reading import Records
 
 __all__ = ["Assigned", "Half", "Member"]
 
@@ -219,6 +220,7 @@ class Member:
                 "max_poll_interval_ms": max(session_ms, 5000),
             }
         client = connect(KafkaConsumer, self._place, **options)
+        client._fetcher.PartitionRecords = Records
         if self._group is not None:
             keep_shares(client._coordinator)
             keep_fetching(client)

@@ -23,6 +23,8 @@ _METADATA_BYTES = 4096
 _TAG = "unistream-1:"  # the number is the format's version
 # Anybody may have written what the broker hands back as metadata: these bound what reading it may cost.
 _MOST_RUNS = 1 << 14
+_SHORT = 32
+"""Bytes that are not worth compressing: getting the interpreter lock back may take 5 ms where other threads compute."""
 _INFLATED_BYTES = 10 + 20 * _MOST_RUNS  # a number of 64 bits takes 10 bytes; one for the cursor, two per run
 
 _SETTLED = 0  # state of a run; 1 + n: not settled, lent n times
@@ -176,29 +178,27 @@ class Frontier:
 
     def _runs(self) -> Iterator[_Run]:
         """Yield what is known from the frontier on, without gaps; neighbours differ in state."""
-        first = end = self.frontier
+        first = position = self.frontier
         state = _SETTLED
-        for run_first, run_end, run_state in self._pieces(first):
-            if run_state != state:
-                if end > first:
-                    yield first, end, state
-                first, state = run_first, run_state
-            end = run_end
-        if end > first:
-            yield first, end, state
-
-    def _pieces(self, position: int) -> Iterator[_Run]:
         for offset, lent in self._lendings.items():
-            if offset > position:
-                yield position, offset, _SETTLED
-            yield offset, offset + 1, 1 + lent
+            if offset > position and state != _SETTLED:
+                yield first, position, state
+                first, state = position, _SETTLED
+            if state != 1 + lent:
+                if offset > first:
+                    yield first, offset, state
+                first, state = offset, 1 + lent
             position = offset + 1
-        if self._next > position:
-            yield position, self._next, _SETTLED
-            position = self._next
-        for first, end, state in self._restored:
-            if end > position:
-                yield max(first, position), end, state
+        for run_first, run_end, run_state in ((position, self._next, _SETTLED), *self._restored):
+            if run_end <= position:
+                continue
+            if run_state != state:
+                if position > first:
+                    yield first, position, state
+                first, state = max(run_first, position), run_state
+            position = run_end
+        if position > first:
+            yield first, position, state
 
     def _restored_state(self, offset: int) -> int:
         restored = self._restored
@@ -212,7 +212,15 @@ def _encode(start: int, runs: list[_Run]) -> str:
     numbers = [start]
     for first, end, state in runs:
         numbers += (state, end - first)
-    return _TAG + b85encode(zlib.compress(_varints(numbers), 9)).decode("ascii")
+    packed = _varints(numbers)
+    return _TAG + b85encode(_stored(packed) if len(packed) <= _SHORT else zlib.compress(packed, 9)).decode("ascii")
+
+
+def _stored(packed: bytes) -> bytes:
+    """What zlib makes of bytes at level 0, without letting go of the interpreter lock for it."""
+    size = len(packed).to_bytes(2, "little")
+    inverse = (len(packed) ^ 0xFFFF).to_bytes(2, "little")
+    return b"x\x01\x01" + size + inverse + packed + zlib.adler32(packed).to_bytes(4, "big")
 
 
 def _decode(start: int, text: str) -> list[_Run]:
