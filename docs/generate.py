@@ -60,7 +60,7 @@ def bounds(name: str, claim: str) -> str:
         "parallelism": lambda: values["bound"],
         "start": lambda: values["at"].replace("/", ", "),
         "seek": lambda: values["to"].replace("/", ", "),
-        "nack_delay": lambda: "any length" if values["max"] == "unbounded" else f"up to {values['max']} s",
+        "nack_delay": lambda: "any length" if values["max"] == "unbounded" else f"up to {span(values['max'])}",
         "lease": lambda: f"the {values['scope']}, {values['least']} s at least",
         "attempts": lambda: (
             values["count"].replace("_", " ") + ("" if values["off_by"] == "0" else f" ± {values['off_by']}")
@@ -76,6 +76,15 @@ def bounds(name: str, claim: str) -> str:
     }
     text = words[name]() if name in words else "yes"
     return text if level == "native" else f"{text} *"
+
+
+def span(seconds: str) -> str:
+    """A length of time in the largest unit that fits it."""
+    length = float(seconds)
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if length >= unit and length % unit == 0:
+            return f"{length / unit:.0f} {name}"
+    return f"{length:g} s"
 
 
 def verdict(report: dict[str, Any]) -> str:
