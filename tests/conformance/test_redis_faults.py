@@ -13,7 +13,7 @@ from unistream.conformance.verdict import Verdict
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
 CASES = [case for case in load_cases() if case.tier is Tier.FAULTS and not case.id.startswith("sim.")]
-"""Storms are long and of chance: `python -m unistream.conformance.storm URL` runs them."""
+"""Storms are long and of chance: `unistream conform storm URL` runs them."""
 
 
 @pytest.fixture(scope="module")

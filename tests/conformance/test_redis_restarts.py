@@ -20,7 +20,7 @@ from unistream.conformance.verdict import Verdict
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
 CASES = [case for case in load_cases() if case.tier is Tier.BROKER and not case.id.startswith("sim.")]
-"""The random workload is long and of chance: `python -m unistream.conformance.storm URL --hook …` runs it."""
+"""The random workload is long and of chance: `unistream conform storm URL --hook …` runs it."""
 SABOTAGED = [(name, by) for name, each in load_saboteurs().items() for by in each.by if by.startswith("dur.")]
 
 
