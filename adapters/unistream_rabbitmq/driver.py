@@ -14,6 +14,7 @@ from unistream_rabbitmq.consumer import Setting
 from unistream_rabbitmq.delays import SETTLED_SECONDS, Delays
 from unistream_rabbitmq.errors import translate
 from unistream_rabbitmq.link import Line, Place
+from unistream_rabbitmq.locks import Locks
 from unistream_rabbitmq.names import GroupQueues
 from unistream_rabbitmq.ordered import OrderedConsumer
 from unistream_rabbitmq.probe import capabilities_of, most_bytes, version_of
@@ -98,7 +99,7 @@ class RabbitDriver(Driver):
         except BaseException:
             await self._control.close()
             raise
-        self._registry = Registry(self._control, self._publishing, place.connect_timeout)
+        self._registry = Registry(self._control, self._publishing, Locks(place), place.connect_timeout)
         settles = self.target.options["creation_settles"]
         self._topology = Topology(self._control, self._registry, settles, unlimited_returns=self._version >= (4,))
         self._delays = Delays(self._control, settles)

@@ -11,12 +11,14 @@ from hashlib import sha256
 
 from unistream.driver.types import TopicSpec
 
-__all__ = ["DELAY", "GONE", "LOCK", "REGISTRY", "RETURN", "GroupQueues", "delay_name", "exchange_of"]
+__all__ = ["DELAY", "GONE", "LINE", "LOCK", "REGISTRY", "RETURN", "GroupQueues", "delay_name", "exchange_of", "lock_of"]
 
 REGISTRY = "us~registry"
 """Stream queue whose last message describes every topic and group."""
 LOCK = "us~registry.lock"
-"""Exclusive queue that whoever changes the registry holds meanwhile."""
+"""Exclusive queue that whoever changes the registry holds meanwhile; with a topic's name, whoever changes the topic."""
+LINE = "us~registry.line"
+"""Queue in whose consumers those who wait for `LOCK` stand in line; it is gone when nobody waits."""
 RETURN = "us~return"
 """Direct exchange through which delayed messages come back: the routing key is the queue."""
 GONE = "us~gone"
@@ -31,6 +33,11 @@ _LONGEST_SUFFIX = 24
 def exchange_of(topic: str) -> str:
     """The exchange of a topic; a foreign program publishes here."""
     return f"us.{topic}"
+
+
+def lock_of(topic: str) -> str:
+    """The exclusive queue that whoever makes or deletes queues of a topic holds meanwhile."""
+    return f"{LOCK}.{topic}"
 
 
 def delay_name(milliseconds: int) -> str:

@@ -1,8 +1,8 @@
 """Where it is written down which topics and groups there are: the last message of one stream queue.
 
-AMQP can't list exchanges, queues or their arguments, so a registry is kept: whoever changes it holds an exclusive queue
-as a lock, reads the last message, and appends the whole registry anew, on the connection that holds the lock: when its
-lock is lost, what is left of a change is lost with it. Reading takes no lock. The broker removes old segments by
+AMQP can't list exchanges, queues or their arguments, so a registry is kept: whoever changes it holds a lock, reads the
+last message, and appends the whole registry anew, on the connection that holds the lock: when its lock is lost, what is
+left of a change is lost with it. Reading takes no lock. The broker removes old segments by
 itself; the last message is always in the newest one.
 
 Measured on RabbitMQ 3.10.8: 3 ms to read, 1 ms to append. A stream is not synced with each write: after a power loss
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import random
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -23,28 +21,26 @@ from datetime import datetime
 from typing import Any
 
 from pika import BasicProperties
-from pika.exceptions import AMQPError, ChannelClosed
+from pika.exceptions import ChannelClosed
 
 from unistream.driver.types import GroupSpec, Retention, StartAt, TopicSpec
 from unistream.errors import BrokerUnavailableError, UnsupportedError
-from unistream_rabbitmq.confirms import Batch, Fate, Publisher
-from unistream_rabbitmq.errors import NOT_FOUND, PRECONDITION, RESOURCE_LOCKED, code_of
-from unistream_rabbitmq.link import Channel, Line
-from unistream_rabbitmq.names import LOCK, REGISTRY
+from unistream_rabbitmq.confirms import Batch, Fate
+from unistream_rabbitmq.errors import NOT_FOUND, PRECONDITION, code_of
+from unistream_rabbitmq.link import Line
+from unistream_rabbitmq.locks import Holder, Locks
+from unistream_rabbitmq.names import REGISTRY
 
-__all__ = ["FORMAT", "Registry", "State"]
+__all__ = ["FORMAT", "Edit", "Registry", "State"]
 
 FORMAT = 1
-_LOCK_SECONDS = 20.0
 _FIRST_READ_SECONDS = 1.0
-_RETRY_SECONDS = 0.01
 _STREAM = {
     "x-queue-type": "stream",
     "x-max-length-bytes": 64 * 1024 * 1024,
     "x-stream-max-segment-size-bytes": 8 * 1024 * 1024,
 }
 _READY = "ready"
-_log = logging.getLogger("unistream.driver.amqp")
 
 
 class State:
@@ -117,31 +113,36 @@ class State:
         return cls(said["topics"])
 
 
+Edit = Callable[[Callable[[State], object]], Awaitable[None]]
+"""Reads the registry, lets it be changed, and appends it, all while nobody else can."""
+
+
 class Registry:
     """
     Reads and changes the registry of one virtual host.
 
     Args:
         control: The connection to read on.
-        publishing: The connection to lock and write on: while the server takes no messages, it reads nothing from it.
+        publishing: Tells whether the server takes messages: otherwise nothing can be changed.
+        locks: Takes the locks to change anything; what is changed is written on the connection that holds them.
         timeout: Seconds for one answer.
     """
 
-    def __init__(self, control: Line, publishing: Line, timeout: float) -> None:
+    def __init__(self, control: Line, publishing: Line, locks: Locks, timeout: float) -> None:
         self._control = control
         self._publishing = publishing
+        self._locks = locks
         self._timeout = timeout
-        self._turn = asyncio.Lock()
         self._made = False
 
     async def read(self) -> State:
         """The registry as it stands."""
         return await self._read(None)
 
-    async def _read(self, lock: Channel | None) -> State:
+    async def _read(self, held: Holder | None) -> State:
         for _ in range(2):
             if not self._made:
-                await self._make(lock)
+                await self._make(held)
             try:
                 state = await self._last(self._timeout)
             except ChannelClosed as error:
@@ -154,31 +155,36 @@ class Registry:
         raise BrokerUnavailableError(f"the registry queue {REGISTRY!r} gives no answer", driver="amqp")
 
     @asynccontextmanager
-    async def changing(self) -> AsyncIterator[tuple[State, Callable[[], Awaitable[None]]]]:
+    async def changing(self, topic: str) -> AsyncIterator[tuple[State, Edit]]:
         """
-        Hold the lock: gives the registry, and an awaitable function that stores it, as often as needed.
+        Hold the lock of a topic: gives what is written down of it, and an awaitable function that changes that.
 
         Raises:
-            BrokerUnavailableError: Somebody else holds the lock for too long.
+            BrokerUnavailableError: Somebody else holds a lock for too long.
         """
-        async with self._turn:
-            lock = await self._lock()
-            try:
-                state = await self._read(lock)
+        self._check()
+        async with self._locks.on_topic(topic) as holder:
 
-                async def store() -> None:
-                    await self._append(lock, state.encode())
+            async def edit(change: Callable[[State], object]) -> None:
+                async with self._locks.on_registry(holder):
+                    state = await self._read(holder)
+                    change(state)
+                    await self._append(holder, state.encode())
 
-                yield state, store
-            finally:
-                await asyncio.shield(self._unlock(lock))
+            yield await self.read(), edit
+
+    def _check(self) -> None:
+        if self._publishing.blocked is not None:
+            raise BrokerUnavailableError(
+                f"topics and groups can't change: RabbitMQ takes no messages just now ({self._publishing.blocked})",
+                driver="amqp",
+            )
 
     # Storing
 
-    async def _make(self, held: Channel | None) -> None:
-        """Declare the stream, and give it a first record if it has none."""
-        wire = await self._control.wire()
-        channel = await wire.channel()
+    async def _make(self, held: Holder | None) -> None:
+        """Declare the stream, and give it a first record if it has none; `held` has the registry's lock."""
+        channel = await (await self._control.wire()).channel()
         try:
             await channel.call(channel.raw.queue_declare, REGISTRY, durable=True, arguments=_STREAM)
         except ChannelClosed as error:
@@ -196,35 +202,29 @@ class Registry:
             if held is not None:
                 await self._begin(held)
             else:
-                async with self._turn:
-                    lock = await self._lock()
-                    try:
-                        await self._begin(lock)
-                    finally:
-                        await asyncio.shield(self._unlock(lock))
+                self._check()
+                async with self._locks.holder() as holder, self._locks.on_registry(holder):
+                    await self._begin(holder)
         self._made = True
 
-    async def _begin(self, lock: Channel) -> None:
+    async def _begin(self, held: Holder) -> None:
         """Append the first record. A marker is read back first: what stood before it is never overwritten."""
-        await self._append(lock, b"")
+        await self._append(held, b"")
         state: State | None = None
         async with aclosing(self._records("first")) as records:
             async for body in records:
                 if not body:
                     break
                 state = State.decode(body)
-        await self._append(lock, (state or State()).encode())
+        await self._append(held, (state or State()).encode())
 
-    async def _append(self, lock: Channel, body: bytes) -> None:
+    async def _append(self, held: Holder, body: bytes) -> None:
         async with asyncio.timeout(self._timeout):
-            publisher = await Publisher.open(lock.wire)
-            try:
-                batch: Batch = publisher.batch(1)
-                publisher.publish(batch, 0, "", REGISTRY, body, BasicProperties(delivery_mode=2, message_id="registry"))
-                publisher.flush()
-                await batch.done
-            finally:
-                await publisher.close()
+            publisher = await held.publisher()
+            batch: Batch = publisher.batch(1)
+            publisher.publish(batch, 0, "", REGISTRY, body, BasicProperties(delivery_mode=2, message_id="registry"))
+            publisher.flush()
+            await batch.done
         [fate] = batch.fates
         if isinstance(fate, BaseException):
             raise fate
@@ -261,47 +261,6 @@ class Registry:
                 yield got[1]
         finally:
             await channel.close()
-
-    # Locking
-
-    async def _lock(self) -> Channel:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _LOCK_SECONDS
-        while True:
-            if self._publishing.blocked is not None:
-                raise BrokerUnavailableError(
-                    f"topics and groups can't change: RabbitMQ takes no messages just now ({self._publishing.blocked})",
-                    driver="amqp",
-                )
-            channel = await (await self._publishing.wire()).channel()
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await channel.call(channel.raw.queue_declare, LOCK, exclusive=True)
-            except ChannelClosed as error:
-                if code_of(error) != RESOURCE_LOCKED:
-                    raise  # there is no lock to give up: the channel is closed
-                if loop.time() > until:
-                    raise BrokerUnavailableError(
-                        f"another client holds the registry's lock ({LOCK!r}) for {_LOCK_SECONDS:g} s", driver="amqp"
-                    ) from error
-                await asyncio.sleep(_RETRY_SECONDS * (1 + 3 * random.random()))
-            except BaseException:
-                await asyncio.shield(self._unlock(channel))
-                raise
-            else:
-                return channel
-
-    async def _unlock(self, channel: Channel) -> None:
-        """Give the lock up."""
-        try:
-            if channel.error is None:
-                async with asyncio.timeout(self._timeout):
-                    await channel.call(channel.raw.queue_delete, LOCK)
-                    await channel.close()
-        except (AMQPError, TimeoutError) as error:
-            # The connection is lost, and the lock with it; or the server reads nothing from it for now, and will find
-            # what was asked of it once it does.
-            _log.info("the registry's lock was not given up in time: %r", error)
 
 
 def _topic_spec(name: str, said: dict[str, Any]) -> TopicSpec:

@@ -56,14 +56,12 @@ class Topology:
 
     async def create_topic(self, spec: TopicSpec) -> TopicSpec:
         """Create it, or return the one that is there."""
-        async with self._registry.changing() as (state, store):
+        async with self._registry.changing(spec.name) as (state, edit):
             there = state.topic(spec.name)
-            if there is None:
-                state.put_topic(spec, ready=True)
             # Declared again if it is there: a registry entry without its exchange heals.
             await self._declare_exchange(there or spec)
             if there is None:
-                await store()
+                await edit(lambda state: state.put_topic(spec, ready=True))
             return there or spec
 
     async def _declare_exchange(self, spec: TopicSpec) -> None:
@@ -76,7 +74,7 @@ class Topology:
 
     async def delete_topic(self, name: str) -> None:
         """Delete it with its groups; what does not exist is deleted already."""
-        async with self._registry.changing() as (state, store):
+        async with self._registry.changing(name) as (state, edit):
             entry = state.topics.get(name)
             channel = await self._channel()
             try:
@@ -86,8 +84,7 @@ class Topology:
                 if entry is not None:
                     for group in entry["groups"]:
                         await self._delete_queues(channel, state, name, group)
-                    del state.topics[name]
-                    await store()
+                    await edit(lambda state: state.topics.pop(name, None))
             finally:
                 await channel.close()
 
@@ -125,21 +122,24 @@ class Topology:
         there = (await self._registry.read()).group(spec.topic, spec.name)
         if there is not None and await self._stands(GroupQueues(topic, there.name, ordered=there.ordering == "key")):
             return there
-        async with self._registry.changing() as (state, store):
-            topic = state.topic(spec.topic) or topic
-            if state.topic(spec.topic) is None:
-                state.put_topic(topic, ready=True)  # made by a foreign program: adopted
+        async with self._registry.changing(spec.topic) as (state, edit):
+            topic = await self.topic(spec.topic)  # it may have been deleted meanwhile
+            adopted = state.topic(spec.topic) is None  # made by a foreign program
             there = state.group(spec.topic, spec.name)
+
+            def enter(state: State, *, ready: bool) -> None:
+                if adopted:
+                    state.put_topic(topic, ready=True)
+                state.put_group(spec, ready=ready)
+
             if there is None:
                 # Until its queues are bound it counts as missing: publishing to the topic goes on meanwhile, and a
                 # crash between leaves no bound queue that nobody knows of.
-                state.put_group(spec, ready=False)
-                await store()
+                await edit(lambda state: enter(state, ready=False))
             found = there or spec
             await self._declare_queues(topic, GroupQueues(topic, spec.name, ordered=found.ordering == "key"))
             if there is None:
-                state.put_group(spec, ready=True)
-                await store()
+                await edit(lambda state: enter(state, ready=True))
         if there is None:
             await asyncio.sleep(self._settles)
         return found
@@ -185,7 +185,7 @@ class Topology:
 
     async def delete_group(self, topic: str, name: str) -> None:
         """Delete it with its queues; what does not exist is deleted already."""
-        async with self._registry.changing() as (state, store):
+        async with self._registry.changing(topic) as (state, edit):
             if name not in state.topics.get(topic, {"groups": {}})["groups"]:
                 return
             channel = await self._channel()
@@ -193,8 +193,7 @@ class Topology:
                 await self._delete_queues(channel, state, topic, name)
             finally:
                 await channel.close()
-            del state.topics[topic]["groups"][name]
-            await store()
+            await edit(lambda state: state.topics[topic]["groups"].pop(name, None))
 
     async def _delete_queues(self, channel: Channel, state: State, topic: str, group: str) -> None:
         spec = state.topic(topic) or TopicSpec(topic)

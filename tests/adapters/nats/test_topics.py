@@ -169,11 +169,13 @@ def test_foreign_messages_are_delivered_and_ours_are_readable() -> None:
             await stream.publish(here.subject(1), b"bare")
             await stream.publish(here.subject(0), b"", headers={"Color": "blue", "Nats-Msg-Id": "7"})
             await stream.publish(here.subject(0)[:-1] + "other.place", b"elsewhere")
-            deliveries = await take(consumer, 3)
+            await stream.publish(here.subject(1), b"keyed", headers={"unistream-key": "k/%FF%20", "a": "1"})
+            deliveries = await take(consumer, 4)
             assert [one.message for one in deliveries] == [
                 RawMessage("", b"bare", None, (), 1),
                 RawMessage("", b"", None, (("Color", b"blue"), ("Nats-Msg-Id", b"7")), 0),
                 RawMessage("", b"elsewhere", None, (), 0),
+                RawMessage("", b"keyed", b"k/\xff ", (("a", b"1"),), 1),
             ]
             await end(consumer, deliveries)
 
@@ -182,7 +184,7 @@ def test_foreign_messages_are_delivered_and_ours_are_readable() -> None:
             producer = await here.produce()
             await producer.publish([sent, odd], LIMIT)
             assert [one.message for one in await take(consumer, 2)] == [sent, odd]
-            raw = await stream.get_msg(here.stream, 4)
+            raw = await stream.get_msg(here.stream, 5)
 
             assert raw.subject == here.subject(1)
             assert raw.data == b"\x00body"

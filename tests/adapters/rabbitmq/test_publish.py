@@ -83,7 +83,8 @@ def test_foreign_messages_are_consumable() -> None:
             headers = {"text": "é", "raw": b"\xff", "number": 7, "yes": True, "none": None, "list": [1, "a"]}
             await here.foreign(b"plain")
             await here.foreign(b"rich", properties=BasicProperties(headers=headers, message_id="m", timestamp=1000))
-            plain, rich = await take(consumer, 2)
+            await here.foreign(b"keyed", properties=BasicProperties(headers={"unistream-key": b"k\xff", "a": b"1"}))
+            plain, rich, keyed = await take(consumer, 3)
 
             assert plain.message == RawMessage("", b"plain", None, (), 0)
             assert (rich.message.id, rich.message.value, rich.published_at) == ("m", b"rich", 1000.0)
@@ -95,7 +96,32 @@ def test_foreign_messages_are_consumable() -> None:
                 "none": b"",
                 "list": b'[1, "a"]',
             }
-            await end(consumer, [plain, rich])
+            assert keyed.message == RawMessage("", b"keyed", b"k\xff", (("a", b"1"),), 0)
+            await end(consumer, [plain, rich, keyed])
+            await consumer.close()
+
+    run(test)
+
+
+def test_foreign_messages_keep_their_order_in_an_ordered_group() -> None:
+    """A bare client picks the partition by routing key; what has a key there waits for the one before of its key."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic(partitions=2, ordering="key")
+            consumer = await here.join(await here.group(ordering="key"))
+            keyed = BasicProperties(headers={"unistream-key": b"k"})
+            await here.foreign(b"0", b"1", properties=keyed, key="1")
+            await here.foreign(b"beside", key="1")
+            first = await take(consumer, 2)
+            assert [(one.message.value, one.message.key, one.message.partition) for one in first] == [
+                (b"0", b"k", 1),
+                (b"beside", None, 1),
+            ]
+            await end(consumer, first)
+            (second,) = await take(consumer, 1)
+            assert (second.message.value, second.message.key) == (b"1", b"k")
+            await end(consumer, [second])
             await consumer.close()
 
     run(test)
