@@ -19,6 +19,25 @@ async def earliest(trial: Trial) -> None:
     trial.equal(got, 30, "GRP-3", "deliveries from the earliest")
 
 
+@case("rep.second-start", rules=("GRP-3", "GRP-6"), level=GATED(start="earliest"), sometimes=("acked", "left"))
+async def second_start(trial: Trial) -> None:
+    """A program that asks for the earliest and is started again gets what is new, and nothing that it has settled."""
+    topic = await trial.topic()
+    producer = await trial.producer(topic)
+    names = [(await producer.publish())[0] for _ in range(5)]
+    group = await trial.group(topic, start="earliest")
+    for life in range(3):
+        again = trial.regroup(await trial.open(), group)
+        await again.create()
+        member = await trial.member(again)
+        lents = await trial.take(member, len(names), "GRP-3")
+        trial.equal(sorted(str(lent.msg) for lent in lents), sorted(names), "GRP-6", f"deliveries in life {life + 1}")
+        for lent in lents:
+            await lent.ack()
+        await member.leave()
+        names = [(await producer.publish())[0] for _ in range(3)]
+
+
 @case("rep.latest", rules=("GRP-3",), tier=Tier.SMOKE, sometimes=("delivered",))
 async def latest(trial: Trial) -> None:
     """A group that starts at the latest receives nothing from before its creation."""

@@ -63,6 +63,18 @@ class EarliestAlways(DriverLayer):
         return spec
 
 
+@saboteur("starts-over", "GRP-3", "GRP-6", by=("rep.second-start",))
+class StartsOver(DriverLayer):
+    """Begins at the beginning whenever a program that asks for the earliest is started."""
+
+    async def create_group(self, spec: GroupSpec) -> GroupSpec:
+        """Go back, also where the group exists."""
+        made = await self.inner.create_group(spec)
+        if spec.start == "earliest":
+            await self.inner.seek(spec.topic, spec.name, "earliest")
+        return made
+
+
 @saboteur("seek-ignored", "GRP-1", "GRP-3")
 class SeekIgnored(DriverLayer):
     """Says that it moved the group, and leaves it where it was."""
