@@ -6,10 +6,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 import unistream
+from unistream.capabilities import AckConfirm, Capabilities, Level
 from unistream.conformance.saboteurs.table import mutation, saboteur
 from unistream.conformance.wrap import ConsumerLayer, DriverLayer, ProducerLayer, resolve, start
 from unistream.driver.contract import ConsumerDriver, Driver
@@ -34,6 +36,7 @@ NAP_LEASES = 6.0
 COLLECT_SECONDS = 0.09
 """A little less than the time after which a checker takes an ack for held."""
 BEAT_SECONDS = 0.05
+RECOVERY_SECONDS = 10.0
 
 
 def _coarse(position: str | None) -> str | None:
@@ -344,3 +347,39 @@ class SleeperStaysOut(ConsumerLayer):
         """Beat no more."""
         self._timer.cancel()
         await self.inner.close()
+
+
+class _ForgetsBesideDeath(ConsumerLayer):
+    """Says yes to the acks of two seconds after it was lent what somebody died with, and forgets them."""
+
+    _until = 0.0
+
+    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        """Notice a death."""
+        batch = await resolve(self.inner.receive(limit, timeout))
+        if any(each.suspect for each in batch):
+            self._until = asyncio.get_running_loop().time() + RECOVERY_SECONDS / 5
+        return batch
+
+    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
+        """Drop acks while the group recovers."""
+        recovering = asyncio.get_running_loop().time() < self._until
+        sent = [each for each in batch if each.verb is not Verb.ACK or not recovering]
+        answers = iter(await resolve(self.inner.settle(sent)) if sent else [])
+        return [next(answers) if each in sent else None for each in batch]
+
+
+@saboteur("acks-forgotten-beside-death", "DEL-1", "DEL-9")
+class AcksForgottenBesideDeath(DriverLayer):
+    """Shares out partitions, slowly, and forgets the acks that come after a death without a word about it."""
+
+    consumer_layer = _ForgetsBesideDeath
+
+    def claims(self, capabilities: Capabilities) -> Capabilities:
+        """Claim no more than such a backend can."""
+        return replace(
+            capabilities,
+            lease=replace(capabilities.lease, scope="member", recover_within=RECOVERY_SECONDS),
+            parallelism=replace(capabilities.parallelism, bound="partitions"),
+            ack_confirm=AckConfirm(level=Level.NONE),
+        )
