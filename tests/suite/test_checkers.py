@@ -377,6 +377,22 @@ BAD: dict[str, tuple[str, str, Callable[[], Story]]] = {
             .ack("l2")
         ),
     ),
+    "late before somebody died": (
+        "late",
+        "DEL-2",
+        lambda: (
+            good_start()
+            .join("b")
+            .nack("l1", delay=2.0)
+            .at(9)
+            .event("idle", member="a", since=1)
+            .event("idle", member="b", since=1)
+            .event("death", member="b")
+            .at(9.5)
+            .deliver("l2", "p.1", "a", attempt=2)
+            .ack("l2")
+        ),
+    ),
     "waiting beside it": (
         "progress",
         "GRP-1",

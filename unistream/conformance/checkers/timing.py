@@ -162,17 +162,15 @@ def _dues(run: Run, terms: Terms, group: Group) -> Iterator[_Due]:
     for msg, lendings in group.by_msg.items():
         for before, again in zip(lendings, [*lendings[1:], None], strict=True):
             until = run.ended if again is None else again.at
-            due = _after(run, terms, group, msg, before, until)
-            if due is not None:
-                yield due
+            yield from _after(run, terms, group, msg, before, until)
 
 
-def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, until: int) -> _Due | None:
-    """Return from when the message must come back after this lending, or None when it need not."""
+def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, until: int) -> Iterator[_Due]:
+    """Yield from when the message must come back after this lending; nothing when it need not."""
     if group.max_attempts is not None and before.attempt >= group.max_attempts:
-        return None
+        return
     if any(call.op != "nack" and call.outcome != "fail" for call in before.settles):
-        return None
+        return
     call = before.settle
     if call is not None and call.op == "nack" and call.outcome == "ok" and call.done is not None:
         delay = group.backoff if call.delay is None else call.delay
@@ -182,18 +180,20 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
             # Where partitions are shared out, a member that died before may have owned the message's, and still does.
             from_then = since - round(patience(group, terms) * NANO) if terms.rebalances else since
             died = [each.died for each in group.members if each.died is not None and from_then <= each.died < until]
+            first = min(died, default=until)
+            if first > since:
+                yield _Due(since, first, max(1.0, 0.1 * delay), "DEL-2", "late", (before.index, call.index), msg)
             if died:
                 # The dead one may have fetched it ahead, unseen: then its lease must end first.
                 at = max(since, *died)
-                return _Due(at, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
-            return _Due(since, until, max(1.0, 0.1 * delay), "DEL-2", "late", (before.index, call.index), msg)
+                yield _Due(at, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+            return
     member = run.members.get(before.member)
     if member is not None and member.left is not None:
-        return _Due(member.left, until, LEAVE_SECONDS, "GRP-4", "progress", (before.index,), msg)
-    if before.until is None:
-        return None
-    ended = max(before.until, before.expired or 0)
-    return _Due(ended, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+        yield _Due(member.left, until, LEAVE_SECONDS, "GRP-4", "progress", (before.index,), msg)
+    elif before.until is not None:
+        ended = max(before.until, before.expired or 0)
+        yield _Due(ended, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
 
 
 def patience(group: Group, terms: Terms) -> float:
