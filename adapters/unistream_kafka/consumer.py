@@ -22,13 +22,15 @@ from unistream.errors import (
     BrokerUnavailableError,
     ClosedError,
     LeaseLostError,
+    SettleError,
 )
 from unistream_kafka.errors import translated
-from unistream_kafka.lending import answer
+from unistream_kafka.member import UnsentError
 from unistream_kafka.producer import ENVELOPE
 from unistream_kafka.progress import Progress
 from unistream_kafka.told import Told
 from unistream_kafka.topics import position_of
+from unistream_kafka.waiter import Waiter, answer
 
 __all__ = ["KafkaConsumerDriver"]
 
@@ -182,6 +184,7 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         """See `ConsumerDriver.settle`."""
         outcomes: list[SettleOutcome] = [None] * len(batch)
         applied: dict[int, Progress] = {}
+        doubtful: set[int] = set()
         released: dict[Progress, list[Any]] = {}
         resting: list[tuple[float, Progress, int]] = []
         wall = time.time()
@@ -190,13 +193,15 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
             untils.pop(token, None)
             loan = loans.pop(token, None)
             if loan is None:
-                known = self._unsure.pop(token, None)
+                known, sent, _ = self._unsure.pop(token, (None, False, 0.0))
                 if known is not None and self._parts.get(known.partition) is known:
                     # Settled by an earlier call whose commit had no answer: to be committed again.
                     known.dirty = True
                     applied[token] = known
+                    if sent:
+                        doubtful.add(token)
                 else:
-                    outcomes[at] = self._lost_loan()
+                    outcomes[at] = self._unknown() if sent else self._lost_loan()
                 continue
             progress, message = loan
             if verb is Verb.ACK:
@@ -217,32 +222,50 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         if self._drained is not None:
             self._check_drained()
         if applied and self._setting.identity is not None:
-            return self._confirm(applied, resting, outcomes)
+            # Now, not when somebody awaits the answer: the next commit holds what was settled just now.
+            waiter = Waiter(self._loop, applied, doubtful)
+            # A delay counts from the commit that stores it.
+            waiter.decided.add_done_callback(lambda _: self._rest(resting))
+            self._waiters.append(waiter)
+            self._pump()
+            return self._confirm(waiter, batch, outcomes)
         self._rest(resting)
         self._pump()
         return outcomes
 
     async def _confirm(
-        self, applied: dict[int, Progress], resting: list[tuple[float, Progress, int]], outcomes: list[SettleOutcome]
+        self, waiter: Waiter, batch: Sequence[Settlement], outcomes: list[SettleOutcome]
     ) -> list[SettleOutcome]:
         """Wait for the commit that stores settles; if it had no answer, they can be asked for again."""
-        waiter: asyncio.Future[BaseException | None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        self._pump()
         try:
-            error = await waiter
+            error = await asyncio.shield(waiter.decided)
         except asyncio.CancelledError:
-            self._unsure.update(applied)
+            self._keep(waiter, sent=True)
             raise
-        finally:
-            # A delay counts from the commit that stores it.
-            self._rest(resting)
-        if isinstance(error, LeaseLostError):
-            return [outcome or error for outcome in outcomes]
-        if error is not None:
-            self._unsure.update(applied)
+        if error is not None and not isinstance(error, LeaseLostError):
+            self._keep(waiter, sent=not isinstance(error.__cause__, UnsentError))
             raise translated(error, f"settle in {self._name}", self._setting.group.topic)
+        if error is None and not waiter.gone:
+            return outcomes
+        for at, (token, _, _) in enumerate(batch):
+            progress = waiter.settled.get(token)
+            if progress is not None and (error is not None or progress in waiter.gone):
+                outcomes[at] = self._unknown() if token in waiter.doubtful else self._lost_loan()
         return outcomes
+
+    def _keep(self, waiter: Waiter, *, sent: bool) -> None:
+        """Settles that have no answer may be asked for again; what was sent may stand already."""
+        until = self._loop.time() + self._setting.group.lease + GRACE_SECONDS
+        for token, progress in waiter.settled.items():
+            self._unsure[token] = (progress, sent or token in waiter.doubtful, until)
+
+    def _unknown(self) -> SettleError:
+        return SettleError(
+            f"settle in {self._name}: its commit was not answered before the partition went to another member; "
+            "Kafka may hold it, or the message comes again",
+            driver="kafka",
+            topic=self._setting.group.topic,
+        )
 
     # Looking after the group
 
@@ -266,6 +289,7 @@ class KafkaConsumerDriver(Told, ConsumerDriver):
         while True:
             await asyncio.sleep(min(1.0, self._setting.group.lease / 4))
             now = self._loop.time()
+            self._unsure = {token: one for token, one in self._unsure.items() if one[-1] > now}
             for token in [token for token, until in self._until.items() if until <= now]:
                 loan = self._end(token)
                 if loan is not None:
@@ -290,7 +314,7 @@ def _delivery(message: Any, token: int, attempt: int, suspect: bool) -> RawDeliv
     _, partition, _, offset, stored, _, key, value, headers, *_ = message
     if len(headers) == 2 and headers[0][0] == _ID:
         # Without application headers: by far the most, so worth a short way.
-        raw = _new(RawMessage, (headers[0][1].decode("ascii", "replace"), value or b"", key, (), partition))
+        raw = _new(RawMessage, (headers[0][1].decode("ascii", "replace"), value or b"", key, (), partition, ""))
     else:
         told = ENVELOPE.unwrap((name, value or b"") for name, value in headers)
         raw = RawMessage(told.id, value or b"", key, told.headers, partition)

@@ -32,8 +32,9 @@ from unistream_kafka.client import Place
 from unistream_kafka.errors import translated
 from unistream_kafka.member import Member
 from unistream_kafka.progress import Progress
+from unistream_kafka.waiter import Waiter, answer
 
-__all__ = ["Flight", "Item", "Lending", "Setting", "answer", "finish"]
+__all__ = ["Flight", "Item", "Lending", "Setting", "finish"]
 
 COMMIT_GAP = 0.02
 """Seconds between two commits that nothing but acks asks for."""
@@ -91,7 +92,7 @@ class Flight(NamedTuple):
     """A commit under way: what it allows to hand out, and who waits for it."""
 
     items: list[Item]
-    waiters: list[asyncio.Future[BaseException | None]]
+    waiters: list[Waiter]
     partitions: list[Progress]
 
 
@@ -112,7 +113,8 @@ class Lending:
         self._loans: dict[int, tuple[Progress, Any]] = {}
         self._until: dict[int, float] = {}
         self._stale_since: float | None = None
-        self._unsure: dict[int, Progress] = {}
+        # Settled without an answer: where, whether it was ever sent, and until when anybody may ask again.
+        self._unsure: dict[int, tuple[Progress, bool, float]] = {}
         # Of an ephemeral group that must begin again: where it stood.
         self._starts = list(setting.starts)
         self._serial = 0
@@ -123,7 +125,7 @@ class Lending:
         self._waiter: asyncio.Future[None] | None = None
         self._flight: Flight | None = None
         self._landed: asyncio.Future[None] | None = None
-        self._waiters: list[asyncio.Future[BaseException | None]] = []
+        self._waiters: list[Waiter] = []
         self._next_commit: asyncio.TimerHandle | None = None
         self._committed_at = 0.0
         self._retry_at = 0.0
@@ -264,6 +266,9 @@ class Lending:
         inner = error.args[0] if isinstance(error, CommitFailedError) and error.args else error
         if isinstance(inner, RebalanceInProgressError):
             # The membership stands; the commit goes again when the rebalance is over.
+            mine = set(self._parts.values())
+            for waiter in flight.waiters:
+                waiter.miss(set(waiter.settled.values()) - mine)
             self._waiters = flight.waiters + self._waiters
             self._later()
         elif isinstance(error, CommitFailedError):
@@ -294,10 +299,10 @@ class Lending:
                 # Only now: what the commit under way wrote down as lent is not handed out either.
                 self._put_back(partitions)
                 if any(progress.dirty for progress in partitions) and self._setting.identity is not None:
-                    waiter: asyncio.Future[BaseException | None] = self._loop.create_future()
+                    waiter = Waiter(self._loop, {})
                     self._waiters.append(waiter)
                     self._commit()
-                    await waiter
+                    await waiter.decided
         except TimeoutError:
             # The next owner goes on from the commit before: messages may come again.
             return
@@ -337,11 +342,12 @@ class Lending:
         self._lose(places, reason)
         self._ready = deque(item for item in self._ready if item.progress.partition not in places)
         self._marking = [item for item in self._marking if item.progress.partition not in places]
-        for at in places & self._parts.keys():
-            gone = self._parts.pop(at)
-            if self._setting.identity is None:
-                self._starts[at] = gone.frontier.frontier
-        self._unsure = {token: one for token, one in self._unsure.items() if one.partition not in places}
+        gone = [self._parts.pop(at) for at in places & self._parts.keys()]
+        for waiter in self._waiters:
+            waiter.miss(gone)
+        if self._setting.identity is None:
+            for progress in gone:
+                self._starts[progress.partition] = progress.frontier.frontier
         self._held -= places
 
     def _part(self, reason: str) -> None:
@@ -382,13 +388,6 @@ class Lending:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def answer(waiters: Iterable[asyncio.Future[BaseException | None]], error: BaseException | None) -> None:
-    """Tell those who wait for a commit."""
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(error)
 
 
 def finish(future: asyncio.Future[None]) -> None:

@@ -23,7 +23,7 @@ from unistream_kafka.generation import beat, keep_fetching, keep_shares, store
 from unistream_kafka.listener import Listener
 from unistream_kafka.reading import Records
 
-__all__ = ["Assigned", "Half", "Member"]
+__all__ = ["Assigned", "Half", "Member", "UnsentError"]
 
 _IDLE_SECONDS = 0.1
 """Between two looks at the group while nothing is wanted."""
@@ -38,6 +38,10 @@ _ALONE_SECONDS = 0.5
 
 Assigned = Mapping[int, tuple[int, str] | None]
 """Partition -> the stored cursor and its text, or `None` where Kafka holds none."""
+
+
+class UnsentError(KafkaConnectionError):  # type: ignore[misc]
+    """Nothing of a commit has left this process."""
 
 
 class Half(Protocol):
@@ -159,7 +163,7 @@ class Member:
         """
         client = self._client
         if client is None:
-            done(KafkaConnectionError("the member has ended"))
+            done(UnsentError("the member has ended"))
             return
         wanted = {
             TopicPartition(self._topic, at): OffsetAndMetadata(cursor, text, -1)
@@ -168,7 +172,7 @@ class Member:
         try:
             answer = client._manager.call_soon(store, client._coordinator, wanted)
         except RuntimeError as error:
-            done(error)
+            done(UnsentError(str(error)))
             return
         answer.add_callback(lambda _: self._has_stored(done))
         answer.add_errback(lambda error: self._crossing.put(done, error))

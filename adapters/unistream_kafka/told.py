@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from unistream.driver.types import (
-    DataLoss,
-)
-from unistream.errors import (
-    AccessError,
-)
+from unistream.driver.types import DataLoss
+from unistream.errors import AccessError, BrokerUnavailableError
 from unistream_kafka.errors import translated
-from unistream_kafka.lending import DRAIN_SECONDS, Lending, Setting, answer, finish
+from unistream_kafka.lending import DRAIN_SECONDS, Lending, Setting, finish
 from unistream_kafka.member import Assigned, Member
 from unistream_kafka.progress import Progress
+from unistream_kafka.waiter import answer
 
 __all__ = ["Told"]
 
@@ -156,7 +153,10 @@ class Told(Lending):
         self._failure = made
         self._drop(list(self._parts), str(made))
         flight, self._flight = self._flight, None
-        answer([*(flight.waiters if flight is not None else ()), *self._waiters], self._lost_loan())
+        if flight is not None:
+            # It may have been stored, whatever ended the member.
+            answer(flight.waiters, BrokerUnavailableError(f"{self._name}: {made}", driver="kafka"))
+        answer(self._waiters, self._lost_loan())
         self._waiters = []
         if not self._joining.done():
             self._joining.set_exception(made)

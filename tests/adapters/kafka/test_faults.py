@@ -16,14 +16,15 @@ from typing import Any
 
 import psutil
 import pytest
+from kafka.admin import KafkaAdminClient, MemberToRemove
 
 from tests.adapters.kafka.support import LIMIT, end, ids, message, opened, proxied, receive, run, settle, take, url
 from tests.brokers.fleet import local
 from tests.brokers.server import Server
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import RawDelivery, Receipt, Verb
-from unistream.errors import BrokerUnavailableError, LeaseLostError, PublishUnknownError
+from unistream.driver.types import RawDelivery, Receipt, Settlement, SettleOutcome, Verb
+from unistream.errors import BrokerUnavailableError, LeaseLostError, PublishUnknownError, SettleError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -274,6 +275,71 @@ def test_a_cut_connection_loses_no_settle() -> None:
             await consumer.close()
 
     run(test)
+
+
+def test_a_settle_is_under_way_before_its_answer_is_awaited() -> None:
+    """The first commit after a settle holds it and answers it, also when nothing can be sent any more by then."""
+
+    async def test() -> None:
+        async with proxied(QUICK) as (here, proxy):
+            await here.topic()
+            consumer = await here.join(await here.group())
+            await here.publish(1)
+            (held,) = await take(consumer, 1)
+            answer = consumer.settle([Settlement(held.token, Verb.ACK)])
+            async with asyncio.timeout(LIMIT):
+                while (await here.driver.lag(here.name, "g")).messages:
+                    await asyncio.sleep(0.02)
+            proxy.refuse = True
+            proxy.cut()
+
+            assert not isinstance(answer, list)
+            assert await answer == [None]
+            proxy.heal()
+            await consumer.close()
+
+    run(test)
+
+
+def test_a_settle_whose_answer_is_lost_with_the_membership_is_unknown() -> None:
+    """Where Kafka stored a settle, and its answer and then the membership were lost, nobody says that it was refused."""
+
+    async def test() -> None:
+        async with proxied(QUICK) as (here, proxy):
+            await here.topic()
+            consumer = await here.join(await here.group())
+            await here.publish(1)
+            (held,) = await take(consumer, 1)
+            proxy.deaf = True
+            with pytest.raises(BrokerUnavailableError):
+                await settle(consumer, [held])
+            await asyncio.to_thread(put_out, f"{here.name}.g")
+            proxy.heal()
+            proxy.cut()
+            async with asyncio.timeout(LIMIT):
+                while (outcomes := await settled(consumer, held)) is None:
+                    await asyncio.sleep(0.05)  # as the portable layer backs off
+
+            assert [type(outcome) for outcome in outcomes] == [SettleError]
+            await consumer.close()
+
+    run(test)
+
+
+def put_out(group: str) -> None:
+    """Take a group's members out of it, past the proxy."""
+    admin = KafkaAdminClient(bootstrap_servers=url().removeprefix("kafka://"))
+    described = admin.describe_groups([group])[group]
+    admin.remove_group_members(group, [MemberToRemove(member["member_id"]) for member in described["members"]])
+    admin.close()
+
+
+async def settled(consumer: ConsumerDriver, delivery: RawDelivery) -> list[SettleOutcome] | None:
+    """Repeat an ack; None: out of reach."""
+    try:
+        return await settle(consumer, [delivery])
+    except BrokerUnavailableError:
+        return None
 
 
 def test_a_frozen_broker_never_wedges_the_producer(server: Server) -> None:
