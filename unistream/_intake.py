@@ -227,6 +227,9 @@ class Intake:
         """Fetch for the credit that is free, unless there is a reason not to; True if something came at once."""
         loans = self.loans
         free = self._max_in_flight - len(loans.held)
+        if loans.group.retry.max_attempts == 1:
+            # What is held when its member dies has had its only attempt: nothing is fetched that nobody asks for.
+            free = min(free, max(1, len(self.waiting)) - len(self.buffer))
         if (
             self._fetch is not None
             or free <= 0

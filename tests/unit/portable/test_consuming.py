@@ -156,6 +156,25 @@ def test_a_suspect_is_alone() -> None:
     run(main())
 
 
+def test_with_one_attempt_nothing_is_fetched_ahead() -> None:
+    """DEL-4: a member asks for what is waited for, no more: what it held when it died would be dead-lettered."""
+
+    async def main() -> None:
+        script = Script()
+        async with joined(script, retry=unistream.Retry(1), dead_letter="dead") as consumer:
+            script.lend(b"1", b"2", b"3", b"4")
+            first = await consumer.receive()
+            assert first is not None
+            several = await asyncio.gather(consumer.receive(), consumer.receive())
+            assert max(limit for limit, _ in script.receives) == 2
+            assert len(script.backlog) == 1
+            for delivery in (first, *several):
+                assert delivery is not None
+                await delivery.ack()
+
+    run(main())
+
+
 def test_paused_means_no_fetch_and_no_loss() -> None:
     """Between `pause` and `resume` nothing is asked of the broker and what is held stays held, for an hour."""
 
