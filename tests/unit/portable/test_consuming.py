@@ -166,7 +166,7 @@ def test_with_one_attempt_nothing_is_fetched_ahead() -> None:
             first = await consumer.receive()
             assert first is not None
             several = await asyncio.gather(consumer.receive(), consumer.receive())
-            assert max(limit for limit, _ in script.receives) == 2
+            assert max(limit for limit, _ in script.receives) <= 2
             assert len(script.backlog) == 1
             for delivery in (first, *several):
                 assert delivery is not None
