@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ from pika.exceptions import (
 
 from unistream.errors import AccessError, BrokerUnavailableError, TopicMissingError, UnistreamError
 
-__all__ = ["NOT_FOUND", "PRECONDITION", "RESOURCE_LOCKED", "code_of", "translate", "translated"]
+# rabbit_amqqueue:absent/2 and rabbit_misc:absent: while a server starts, and while a queue has no leader.
+_THERE = re.compile("down or inaccessible|crashed|stopped by supervisor|due to timeout")
+
+__all__ = ["NOT_FOUND", "PRECONDITION", "RESOURCE_LOCKED", "UNREACHABLE", "code_of", "translate", "translated"]
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -30,11 +34,18 @@ PRECONDITION = 406
 _CONNECTION_FORCED = 320
 _NOT_ALLOWED = 530
 _INTERNAL_ERROR = 541
+UNREACHABLE = -404
+"""Not a code of AMQP: RabbitMQ says 404 too of a queue that is there and that nobody serves just now."""
+_PASSING = (_CONNECTION_FORCED, _INTERNAL_ERROR, RESOURCE_LOCKED, UNREACHABLE)
 
 
 def code_of(error: BaseException | None) -> int:
-    """The AMQP reply code that closed a channel or connection; 0 if it was something else."""
-    return int(error.reply_code) if isinstance(error, (ChannelClosed, ConnectionClosed)) else 0
+    """The AMQP reply code that closed a channel or connection, 0 if it was something else; 404 if nothing is there."""
+    if not isinstance(error, (ChannelClosed, ConnectionClosed)):
+        return 0
+    if error.reply_code == NOT_FOUND and _THERE.search(error.reply_text):
+        return UNREACHABLE
+    return int(error.reply_code)
 
 
 def translated(error: BaseException, what: str, topic: str | None = None) -> UnistreamError:
@@ -74,7 +85,7 @@ def _kind(error: BaseException) -> tuple[type[UnistreamError], str]:
         return TopicMissingError, _text(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return AccessError, f"the server's certificate is not trusted ({error.verify_message}); see the option ca_file"
-    if isinstance(error, ChannelClosed) and code not in (_CONNECTION_FORCED, _INTERNAL_ERROR, RESOURCE_LOCKED):
+    if isinstance(error, ChannelClosed) and code not in _PASSING:
         return UnistreamError, _text(error)
     if isinstance(error, (AMQPError, AMQPConnectorException, OSError, TimeoutError, asyncio.IncompleteReadError)):
         return BrokerUnavailableError, _text(error)

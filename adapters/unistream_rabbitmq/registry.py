@@ -26,7 +26,7 @@ from pika.exceptions import ChannelClosed
 from unistream.driver.types import GroupSpec, Retention, StartAt, TopicSpec
 from unistream.errors import BrokerUnavailableError, UnsupportedError
 from unistream_rabbitmq.confirms import Batch, Fate
-from unistream_rabbitmq.errors import NOT_FOUND, PRECONDITION, code_of
+from unistream_rabbitmq.errors import NOT_FOUND, PRECONDITION, UNREACHABLE, code_of
 from unistream_rabbitmq.link import Line
 from unistream_rabbitmq.locks import Holder, Locks
 from unistream_rabbitmq.names import REGISTRY
@@ -35,6 +35,7 @@ __all__ = ["FORMAT", "Edit", "Registry", "State"]
 
 FORMAT = 1
 _FIRST_READ_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
 _STREAM = {
     "x-queue-type": "stream",
     "x-max-length-bytes": 64 * 1024 * 1024,
@@ -140,6 +141,18 @@ class Registry:
         return await self._read(None)
 
     async def _read(self, held: Holder | None) -> State:
+        """Read it, also where a server that has just started needs a moment to find a leader for the stream."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout
+        while True:
+            try:
+                return await self._read_now(held)
+            except ChannelClosed as error:
+                if code_of(error) != UNREACHABLE or loop.time() > until:
+                    raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _read_now(self, held: Holder | None) -> State:
         for _ in range(2):
             if not self._made:
                 await self._make(held)

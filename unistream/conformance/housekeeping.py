@@ -6,6 +6,7 @@ deleted.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,5 +103,14 @@ def cleanup(target: Target, prefix: str, *, delete: bool = True) -> list[str]:
 
 
 async def _topics(target: Target) -> list[str]:
-    async with target.connect() as client:
-        return [topic.name for topic in await client.topics()]
+    """Return all topics; a broker that a case restarted may need a moment."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + target.pace.patience
+    while True:
+        try:
+            async with target.connect() as client:
+                return [topic.name for topic in await client.topics()]
+        except UnistreamError as error:
+            if not error.retryable or loop.time() > until:
+                raise
+            await asyncio.sleep(0.2)
