@@ -1,7 +1,7 @@
 """Makes kafka-python's clients: where they connect to, what they are told, and how they end when they fail.
 
 kafka-python 3.0.12 has no address map, hides a refused password behind a timeout, leaves a thread behind when a
-constructor fails, and spins while a node is connecting. All four are put right here, through its `kafka_client` option.
+constructor fails, and spins while a node is connecting. All of it is put right here, through its `kafka_client` option.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ssl import SSLCertVerificationError
 from typing import Any, TypeVar
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
@@ -28,6 +35,8 @@ C = TypeVar("C")
 # Without a handler of its own Python prints the client's warnings, several per attempt to connect, to stderr.
 logging.getLogger("kafka").addHandler(logging.NullHandler())
 
+REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, AuthorizationError, SSLCertVerificationError)
+_PIECE_BYTES = 256 * 1024
 _SPIN_MS = 20.0
 _JOIN_SECONDS = 5.0
 _YOUNG_SECONDS = 1.0
@@ -75,6 +84,32 @@ class Place:
         }
 
 
+class _Plain(KafkaTCPTransport):  # type: ignore[misc]
+    """Reads in large pieces (the client's are of 4096 bytes), and what came before the end of a connection, too."""
+
+    def _sock_recv(self) -> tuple[bytes, BaseException | None]:
+        pieces: list[bytes] = []
+        error: BaseException | None = None
+        try:
+            while piece := self._sock.recv(_PIECE_BYTES):
+                pieces.append(piece)
+            error = KafkaConnectionError("socket disconnected")
+        except (BlockingIOError, InterruptedError):
+            error = None
+        except OSError as failed:
+            error = KafkaConnectionError(failed)
+        # The end shows again at the next look. Kafka closes a connection right after the word that refuses it.
+        return b"".join(pieces), None if pieces else error
+
+
+class _Secure(KafkaSSLTransport):  # type: ignore[misc]
+    """The same over TLS, in the client's pieces."""
+
+    def _sock_recv(self) -> tuple[bytes, BaseException | None]:
+        data, error = super()._sock_recv()
+        return data, None if data else error
+
+
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     """Connections that go where `dial` says; certificates are still checked against the address itself."""
 
@@ -82,6 +117,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         super().__init__(net, socket_connection_setup_timeout_ms=int(place.connect_timeout * 1000), **configs)
         self._place = place
         self.losses = 0
+        self.refusal: BaseException | None = None
         # Node -> connections to it in a row that ended young.
         self._young: dict[Any, int] = {}
 
@@ -92,7 +128,17 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         if not known:
             begun = time.monotonic()
             connection.close_future.add_both(lambda _: self._ended(node_id, begun))
+            connection.close_future.add_errback(self._refused)
         return connection
+
+    def _refused(self, error: BaseException) -> None:
+        if isinstance(error, REFUSALS):
+            self.refusal = error
+
+    def maybe_raise_auth_failure(self, node_id: Any) -> None:
+        """End the first search for the cluster at a refusal, which the client otherwise forgets and repeats."""
+        if self.refusal is not None and self.cluster.is_bootstrap(node_id):
+            raise self.refusal
 
     def _ended(self, node_id: Any, begun: float) -> None:
         self.losses += 1
@@ -106,12 +152,19 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             await self._net.sleep(pause * random.uniform(0.8, 1.2))
         host, port = self._place.dial(node.host, node.port)
         sock = await self._connected(host, port, timeout_at)
-        if self.ssl_enabled:
-            options = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
-            transport = KafkaSSLTransport(self._net, sock, host=node.host, **options)
-        else:
-            transport = KafkaTCPTransport(self._net, sock, host=node.host)
-        await transport.handshake()
+        if not self.ssl_enabled:
+            return _Plain(self._net, sock, host=node.host)
+        options = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
+        try:
+            transport = _Secure(self._net, sock, host=node.host, **options)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            await transport.handshake()
+        except BaseException as error:
+            transport.abort(error)
+            raise
         return transport
 
     async def _connected(self, host: str, port: int, timeout_at: float | None) -> Any:
@@ -163,7 +216,7 @@ def connect(kind: Callable[..., C], place: Place, *, producer: bool = False, **o
     try:
         return kind(**{**place.config(), **options}, kafka_client=make)
     except Exception as error:
-        refused = [why for client in made for why in client._manager._auth_failures.values()]
+        refused = [client._manager.refusal for client in made if client._manager.refusal is not None]
         for client in made:
             abandon(client)
         if refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ssl import SSLCertVerificationError
 
 from kafka import errors
 
@@ -77,6 +78,8 @@ def translated(error: BaseException, what: str, topic: str | None = None) -> Uni
 
 def _kind(error: BaseException) -> tuple[type[UnistreamError], str]:
     text = str(error) or type(error).__name__
+    if isinstance(error, SSLCertVerificationError):
+        return AccessError, f"the server's certificate was not accepted; name its authority as `ca_file` ({text})"
     if isinstance(error, _ACCESS):
         return AccessError, f"Kafka refused the credentials, or the right to do this ({text})"
     if isinstance(error, _MISSING_TOPIC):
