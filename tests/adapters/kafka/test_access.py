@@ -30,7 +30,7 @@ PLAIN = f'user_joe="{PASSWORD}"'
 
 
 class Guarded(Kafka):
-    """A node that asks for a password on one port, for a certificate on another, for a password under TLS on one more."""
+    """A node that asks for a password on one port, a certificate on another, and a password under TLS on a third."""
 
     ports: ClassVar[tuple[str, ...]] = ("client", "controller", "password", "certificate", "both")
 
