@@ -85,6 +85,8 @@ async def slow_consumer_cutoff(trial: Trial) -> None:
             names.discard(lent.msg or "")
         proxy.heal()
         trial.tally("cut", await _cut_off(proxy, trial.pace.silence))
+        # The fault lasts until it was felt: until then the client lends what it had read before.
+        await line.client.health()
     await come(trial, member, names, seconds=noticed(trial) + trial.pace.patience, rule="END-3")
     health = await line.client.health()
     trial.that(health.ok, "END-3", "a healthy client afterwards", health)
