@@ -55,31 +55,25 @@ def stale_settle_accepted(run: Run, terms: Terms) -> Iterator[Violation]:
     if not terms.fencing:
         return
     for group in run.groups.values():
-        for msg, lendings in group.by_msg.items():
-            for before, again in pairwise(lendings):
-                for call in (*before.settles, *before.extends):
-                    answered = call.op == "extend" or call.confirmed
-                    if answered and call.outcome == "ok" and call.index > again.index:
-                        if any((earlier.done_index or call.index) < again.index for earlier in before.settles):
-                            continue  # an idempotent second settle repeats what was held before
-                        yield Violation(
-                            "DEL-7",
-                            "stale-settle-accepted",
-                            (before.index, again.index, call.done_index or call.index),
-                            f"{before.member} could {call.op} {msg} although it had been lent to {again.member}",
-                        )
-        for slept in group.stale:
-            others = [each for each in group.by_msg.get(slept.msg or "", ()) if each.at >= (slept.until or 0)]
-            for call in (*slept.settles, *slept.extends):
+        pairs = [pair for lendings in group.by_msg.values() for pair in pairwise(lendings)]
+        # What a process slept through had been lent to it before all who had the message since then.
+        pairs += [
+            (slept, other)
+            for slept in group.stale
+            for other in group.by_msg.get(slept.msg or "", ())
+            if other.at >= (slept.until or 0)
+        ]
+        for before, again in pairs:
+            for call in (*before.settles, *before.extends):
                 answered = call.op == "extend" or call.confirmed
-                other = next((each for each in others if each.index < call.index), None)
-                if answered and call.outcome == "ok" and other is not None:
+                if answered and call.outcome == "ok" and call.index > again.index:
+                    if any((earlier.done_index or call.index) < again.index for earlier in before.settles):
+                        continue  # an idempotent second settle repeats what was held before
                     yield Violation(
                         "DEL-7",
                         "stale-settle-accepted",
-                        (other.index, slept.index, call.done_index or call.index),
-                        f"{slept.member} could {call.op} {slept.msg}, whose lease had ended in its sleep, "
-                        f"although it had been lent to {other.member}",
+                        (before.index, again.index, call.done_index or call.index),
+                        f"{before.member} could {call.op} {before.msg} although it had been lent to {again.member}",
                     )
 
 

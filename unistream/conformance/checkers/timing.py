@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from unistream.conformance.checkers.publishing import promised
@@ -165,12 +165,16 @@ def _dues(run: Run, terms: Terms, group: Group) -> Iterator[_Due]:
             yield from _after(run, terms, group, msg, before, until)
 
 
-def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, until: int) -> Iterator[_Due]:
-    """Yield from when the message must come back after this lending; nothing when it need not."""
+def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, until: int) -> list[_Due]:
+    """Return from when the message must come back after this lending; nothing when it need not."""
     if group.max_attempts is not None and before.attempt >= group.max_attempts:
-        return
+        return []
     if any(call.op != "nack" and call.outcome != "fail" for call in before.settles):
-        return
+        return []
+
+    def from_(since: int) -> _Due:
+        return _Due(since, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+
     call = before.settle
     if call is not None and call.op == "nack" and call.outcome == "ok" and call.done is not None:
         delay = group.backoff if call.delay is None else call.delay
@@ -180,20 +184,15 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
             # Where partitions are shared out, a member that died before may have owned the message's, and still does.
             from_then = since - round(patience(group, terms) * NANO) if terms.rebalances else since
             died = [each.died for each in group.members if each.died is not None and from_then <= each.died < until]
-            first = min(died, default=until)
-            if first > since:
-                yield _Due(since, first, max(1.0, 0.1 * delay), "DEL-2", "late", (before.index, call.index), msg)
-            if died:
-                # The dead one may have fetched it ahead, unseen: then its lease must end first.
-                at = max(since, *died)
-                yield _Due(at, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
-            return
+            undisturbed = min(died, default=until)
+            events = (before.index, call.index)
+            due = _Due(since, undisturbed, max(1.0, 0.1 * delay), "DEL-2", "late", events, msg)
+            # Who died may have fetched it ahead, unseen: then its lease must end first.
+            return [due, *([from_(max(since, *died))] if died else [])]
     member = run.members.get(before.member)
     if member is not None and member.left is not None:
-        yield _Due(member.left, until, LEAVE_SECONDS, "GRP-4", "progress", (before.index,), msg)
-    elif before.until is not None:
-        ended = max(before.until, before.expired or 0)
-        yield _Due(ended, until, patience(group, terms), "GRP-4", "progress", (before.index,), msg)
+        return [replace(from_(member.left), limit=LEAVE_SECONDS)]
+    return [] if before.until is None else [from_(max(before.until, before.expired or 0))]
 
 
 def patience(group: Group, terms: Terms) -> float:
