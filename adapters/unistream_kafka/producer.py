@@ -15,8 +15,9 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, cast
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.envelope import Envelope
@@ -36,6 +37,8 @@ from unistream_kafka.topics import position_of
 __all__ = ["ENVELOPE", "OVERHEAD_BYTES", "KafkaProducerDriver"]
 
 ENVELOPE = Envelope(key=True, time=True)
+
+_size = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
 _FOREVER_MS = 2**31 - 1
 _MOST_STRAIGHT = 512
@@ -276,7 +279,7 @@ class KafkaProducerDriver(ProducerDriver):
             self._send(client, batch)
 
     def _send(self, client: KafkaProducer, batch: _Batch) -> None:
-        name, send, wrap, answers = self._stored, client.send, ENVELOPE.wrap, batch.answers
+        wrap, append, answers = ENVELOPE.wrap, client._accumulator.append, batch.answers
         batch.bytes = sum(len(message.value) for message in batch.messages)
         with self._held_lock:
             if not self._held:
@@ -294,10 +297,18 @@ class KafkaProducerDriver(ProducerDriver):
         batch._report = let_go
         # The client's batch -> the last message in it: one callback each, instead of one for every message.
         last: dict[Any, Any] = {}
+        known = client._metadata.partitions_for_topic(self._stored) or ()
+        places = {partition: TopicPartition(self._stored, partition) for partition in known}
         for at, message in enumerate(batch.messages):
             headers = wrap(message, 0)
+            _, value, key, _, partition, *_ = message
             try:
-                answer = send(name, message.value, message.key, headers, message.partition)
+                # As the client's own `send`, which does all of it anew for every message, and wakes its thread for
+                # every batch that one begins.
+                client._ensure_valid_record_size(_size(key, value, headers))
+                if partition not in places:
+                    raise ValueError(f"Kafka lists no partition {partition} just now")
+                answer, *_ = append(places[partition], None, key, value, headers)
             except (KafkaError, ValueError, AssertionError) as error:
                 # Raised before the message is put into a batch of the client.
                 made = refusal(error, self._name)
@@ -307,6 +318,7 @@ class KafkaProducerDriver(ProducerDriver):
                 answers[at] = made
             else:
                 answers[at] = last[answer._produce_future] = answer
+        client._sender.wakeup()
         batch.follow(last.values())
 
     def _ready(self) -> KafkaProducer:

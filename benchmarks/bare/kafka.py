@@ -34,7 +34,8 @@ class Producer:
     def __init__(self, address: str, topic: str) -> None:
         self.topic = topic
         self.loop = asyncio.get_running_loop()
-        self.client = KafkaProducer(bootstrap_servers=address, acks="all", linger_ms=0)
+        # Room for the whole window in one request; the client's default of 16 KiB would hold fifteen messages.
+        self.client = KafkaProducer(bootstrap_servers=address, acks="all", linger_ms=0, batch_size=512 * 1024)
         self.client.partitions_for(topic)
         self.done: deque[asyncio.Future[None]] = deque()
         self.woken = False
