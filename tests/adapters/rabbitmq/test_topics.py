@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from typing import Any
 
 import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
-from tests.adapters.rabbitmq.support import end, ids, opened, quiet, receive, run, take, url
+from tests.adapters.rabbitmq.support import LIMIT, end, ids, opened, quiet, receive, run, take, url
 from unistream.config import parse_target
 from unistream.driver.types import GroupSpec, RawDelivery, Retention, TopicSpec
 from unistream.errors import (
@@ -22,7 +25,8 @@ from unistream.errors import (
 )
 from unistream_rabbitmq import RabbitDriver
 from unistream_rabbitmq.delays import MAX_DELAY, step_for
-from unistream_rabbitmq.names import GroupQueues
+from unistream_rabbitmq.errors import translated
+from unistream_rabbitmq.names import LINE, LOCK, GroupQueues
 from unistream_rabbitmq.registry import State
 
 pytestmark = pytest.mark.rabbitmq
@@ -44,6 +48,43 @@ def test_what_was_created_is_what_stands() -> None:
             assert await there.driver.groups(here.name) == [group]
 
     run(test)
+
+
+def test_whoever_waits_for_the_registry_goes_on_when_its_holder_dies() -> None:
+    """A foreign connection holds the lock; three clients stand in line, and all create once that connection is lost."""
+
+    async def test() -> None:
+        async with opened() as here, AsyncExitStack() as others:
+            clients = [await others.enter_async_context(opened()) for _ in range(3)]
+            await here.topic()  # there is a registry from here on
+            holder = await asyncio.to_thread(pika.BlockingConnection, pika.URLParameters(url()))
+            await asyncio.to_thread(holder.channel().queue_declare, LOCK, exclusive=True)
+            waiting = [asyncio.create_task(client.topic()) for client in clients]
+            async with asyncio.timeout(LIMIT):
+                members = 0
+                while members < len(clients):
+                    members = await here.bare(_consumers_of_the_line)
+                assert not any(task.done() for task in waiting)
+                await asyncio.to_thread(holder.close)
+                made = await asyncio.gather(*waiting)
+            assert {spec.name for spec in made} <= {spec.name for spec in await here.driver.topics()}
+
+    run(test)
+
+
+def _consumers_of_the_line(channel: Any) -> int:
+    try:
+        return int(channel.queue_declare(LINE, passive=True).method.consumer_count)
+    except ChannelClosedByBroker:
+        return 0  # nobody waits yet
+
+
+def test_a_queue_that_nobody_serves_just_now_is_unavailable() -> None:
+    """RabbitMQ says 404 of it too; only what is not there is missing."""
+    gone = ChannelClosedByBroker(404, "NOT_FOUND - no queue 'us.t.g' in vhost '/'")
+    home = "NOT_FOUND - home node 'rabbit@a' of durable queue 'us.t.g' in vhost '/' is down or inaccessible"
+    assert type(translated(gone, "join")) is TopicMissingError
+    assert type(translated(ChannelClosedByBroker(404, home), "join")) is BrokerUnavailableError
 
 
 def test_of_concurrent_creators_one_pins() -> None:
