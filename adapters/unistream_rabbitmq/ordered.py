@@ -219,8 +219,8 @@ class OrderedConsumer(ConsumerDriver):
                 # those beside it.
                 item.origin = None
                 await self._write(place)
-                if not self._ready or self._ready[0][1] is not item:
-                    continue  # its partition was lost meanwhile
+                if place.leaving or not self._ready or self._ready[0][1] is not item:
+                    continue  # its partition is on its way to another member, or was lost meanwhile
                 if item.suspect:
                     self._ready.popleft()
                     return [self._lend(place, item)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -35,7 +36,10 @@ __all__ = ["FORMAT", "Edit", "Registry", "State"]
 
 FORMAT = 1
 _FIRST_READ_SECONDS = 1.0
+_WHOLE_READ_SECONDS = 30.0
 _AGAIN_SECONDS = 0.1
+_MARKER = b"\0"
+"""No record begins so; the rest of a marker says whose it is."""
 _STREAM = {
     "x-queue-type": "stream",
     "x-max-length-bytes": 64 * 1024 * 1024,
@@ -101,7 +105,7 @@ class State:
         Raises:
             UnsupportedError: A newer version wrote it.
         """
-        if not body:
+        if _marks(body):
             return None
         said = json.loads(zlib.decompress(body))
         if said["format"] != FORMAT:
@@ -217,19 +221,28 @@ class Registry:
             else:
                 self._check()
                 async with self._locks.holder() as holder, self._locks.on_registry(holder):
-                    await self._begin(holder)
+                    # Somebody else may have begun it while this one waited.
+                    if await self._last(_FIRST_READ_SECONDS) is None:
+                        await self._begin(holder)
         self._made = True
 
     async def _begin(self, held: Holder) -> None:
-        """Append the first record. A marker is read back first: what stood before it is never overwritten."""
-        await self._append(held, b"")
-        state: State | None = None
-        async with aclosing(self._records("first")) as records:
+        """
+        Append the first record.
+
+        A read that was late looks as if there were none. So a marker of one's own is read back first, from the
+        beginning of the stream: what stands before it is never overwritten.
+        """
+        marker = _MARKER + secrets.token_bytes(16)
+        await self._append(held, marker)
+        last = b""
+        async with asyncio.timeout(_WHOLE_READ_SECONDS), aclosing(self._records("first")) as records:
             async for body in records:
-                if not body:
+                if body == marker:
                     break
-                state = State.decode(body)
-        await self._append(held, (state or State()).encode())
+                if not _marks(body):
+                    last = body
+        await self._append(held, last or State().encode())
 
     async def _append(self, held: Holder, body: bytes) -> None:
         async with asyncio.timeout(self._timeout):
@@ -274,6 +287,10 @@ class Registry:
                 yield got[1]
         finally:
             await channel.close()
+
+
+def _marks(body: bytes) -> bool:
+    return not body or body.startswith(_MARKER)
 
 
 def _topic_spec(name: str, said: dict[str, Any]) -> TopicSpec:

@@ -79,6 +79,28 @@ def _consumers_of_the_line(channel: Any) -> int:
         return 0  # nobody waits yet
 
 
+def test_a_late_answer_does_not_wipe_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose reads all come too late takes the registry for empty: what stands there stays."""
+
+    async def test() -> None:
+        async with opened() as here, opened() as late:
+            made = await here.topic(partitions=3, ordering="key")
+            reads = late.driver._registry
+            in_time = reads._last
+            answers = [None, None, None]
+
+            async def answer(timeout: float) -> State | None:
+                return answers.pop() if answers else await in_time(timeout)
+
+            monkeypatch.setattr(reads, "_last", answer)
+            await late.topic()
+            assert not answers
+            assert {made.name, late.name} <= {spec.name for spec in await here.driver.topics()}
+            assert await late.driver.topic(here.name) == made
+
+    run(test)
+
+
 def test_a_queue_that_nobody_serves_just_now_is_unavailable() -> None:
     """RabbitMQ says 404 of it too; only what is not there is missing."""
     gone = ChannelClosedByBroker(404, "NOT_FOUND - no queue 'us.t.g' in vhost '/'")
