@@ -8,9 +8,7 @@ and the checkers judge the whole history.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from unistream.conformance.hooks import KILL9, RESTART, Broker, broker
 from unistream.conformance.members import Worker, WorkerDiedError, worker
-from unistream.conformance.plan import SHAPES, Handling, Shape
+from unistream.conformance.plan import Handling, Shape
 from unistream.conformance.registry import MUST, Case, Tier
 from unistream.conformance.runner import Result, run_case
 from unistream.conformance.target import Target
@@ -286,33 +284,3 @@ def run(
             keep.mkdir(parents=True, exist_ok=True)
             result.history.save(keep / f"{shape}-{seed}.history.jsonl")
     return 1 if broken else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run storms of the shapes asked for; 0 if no rule was broken."""
-    parser = argparse.ArgumentParser(prog="python -m unistream.conformance.storm", description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--faults", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("--shape", action="append", choices=SHAPES, default=[])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--calm", type=float, default=1.0, help="most seconds between two faults")
-    parser.add_argument("--hook", action="append", default=[], metavar="NAME=COMMAND", help="restart, kill9")
-    parser.add_argument("--keep", type=Path, help="folder for the histories")
-    given = parser.parse_args(arguments)
-    target = Target.of(given.url, hooks=dict(hook.split("=", 1) for hook in given.hook))
-    return run(
-        target,
-        shapes=given.shape or ["keyed"],
-        messages=given.messages,
-        faults=given.faults,
-        minutes=given.minutes,
-        calm=given.calm,
-        seed=given.seed,
-        keep=given.keep,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
