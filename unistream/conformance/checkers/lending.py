@@ -168,6 +168,8 @@ def _lent_unseen(run: Run, terms: Terms, group: Group, first: Lending) -> bool:
         return True
     if terms.rebalances and any(since <= change <= first.at for change in run.changes(group.where)):
         return True
-    if any(fault.ended >= since and fault.began <= first.at for fault in run.faults) or group.seeks:
+    # Until the broker has noticed, it goes on lending to a connection that is gone.
+    unnoticed = round(terms.recover_within * NANO)
+    if any(fault.ended + unnoticed >= since and fault.began <= first.at for fault in run.faults) or group.seeks:
         return True
     return first.at - since >= round(group.lease * NANO)
