@@ -32,7 +32,7 @@ PAIRS = [
     (name, by)
     for name, each in SABOTEURS.items()
     for by in each.by
-    if by in FAULTS and "dedupe" not in each.needs and (name, by) not in BY_CHANCE
+    if by in FAULTS and "dedupe" not in {*each.needs, *CASES[by].level.needs} and (name, by) not in BY_CHANCE
 ]
 
 
