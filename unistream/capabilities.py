@@ -187,10 +187,13 @@ class NackDelay(Capability):
         max: The longest delay, in seconds.
         twice: A nack of unknown outcome may leave the message twice in its group; each is then lent and settled by
             itself.
+        kept_for: Seconds after the first use of a delay for which the member itself keeps what it nacks; if it dies, or
+            loses its connection, the message comes early.
     """
 
     max: float = inf
     twice: bool = False
+    kept_for: float = 0.0
 
     def satisfies(self, need: object) -> bool:
         """A number asks for delays of that many seconds."""

@@ -95,7 +95,7 @@ class RabbitDriver(Driver):
             with translate(f"open {self.target}"):
                 wire = await self._control.wire()
             self._version = version_of(wire.properties)
-            self.capabilities = capabilities_of(self._version, place.heartbeat)
+            self.capabilities = capabilities_of(self._version, place.heartbeat, self.target.options["creation_settles"])
         except BaseException:
             await self._control.close()
             raise

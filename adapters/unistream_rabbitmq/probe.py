@@ -34,6 +34,10 @@ _LEAST = (3, 10)
 _MIB = 1024 * 1024
 
 
+_MAKING_SECONDS = 0.5
+"""What it takes to make a queue."""
+
+
 def version_of(properties: dict[str, Any]) -> tuple[int, ...]:
     """
     The server's version.
@@ -63,8 +67,8 @@ def most_bytes(version: tuple[int, ...]) -> int:
     return 16 * _MIB if version >= (4,) else 128 * _MIB
 
 
-def capabilities_of(version: tuple[int, ...], heartbeat: int) -> Capabilities:
-    """What this version offers."""
+def capabilities_of(version: tuple[int, ...], heartbeat: int, settles: float) -> Capabilities:
+    """What this version offers, to a client with these `heartbeat` and `creation_settles`."""
     return Capabilities(
         driver="amqp",
         product=f"RabbitMQ {'.'.join(map(str, version))}",
@@ -84,6 +88,7 @@ def capabilities_of(version: tuple[int, ...], heartbeat: int) -> Capabilities:
             level=Level.EMULATED,
             max=MAX_DELAY,
             twice=True,
+            kept_for=settles + _MAKING_SECONDS,
             note="queues with a TTL; in ordered groups, and while the broker takes no messages, kept by the member",
         ),
         lease=Lease(

@@ -1,4 +1,4 @@
-"""Where a backend says that an unsure nack may leave a message twice, one more is excused for each; nothing else is."""
+"""What backends say of nacks that a fault is around is excused, and nothing else: left twice, or come early."""
 
 from __future__ import annotations
 
@@ -58,3 +58,24 @@ def test_both_may_be_lent_at_once_but_no_third() -> None:
     assert "not-exclusive" not in told(story)
     story = story.join("d").deliver("l5", "p.1", "d", attempt=2)
     assert "not-exclusive" in told(story)
+
+
+KEEPS = Terms(grace=0.0, nack_kept_for=2.0)
+
+
+def delayed(dies_at: float) -> Story:
+    """Tell of a nack for 5 s whose member dies, and of the message that comes 0.1 s later."""
+    story = Story().publish("p.1").join("a").join("b").at(1).deliver("l1", "p.1", "a").nack("l1", delay=5.0)
+    story = story.at(dies_at).event("death", member="a").at(dies_at + 0.1)
+    return story.deliver("l2", "p.1", "b", attempt=2).ack("l2").at(9).drain()
+
+
+def test_what_its_member_kept_may_come_early_when_it_dies() -> None:
+    """Within the time for which members say they keep it."""
+    assert told(delayed(2.5), KEEPS) == set()
+
+
+def test_no_delay_ends_with_its_member_later_or_unsaid() -> None:
+    """After that time, and where nothing was said, the delay is the broker's."""
+    assert told(delayed(3.5), KEEPS) == {"delay-early"}
+    assert told(delayed(2.5), Terms(grace=0.0)) == {"delay-early"}

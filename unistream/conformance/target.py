@@ -97,6 +97,7 @@ class Target:
             fencing=bool(claims.fencing),
             attempts_exact=bool(claims.attempts) and claims.attempts.count == "exact",
             nacks_twice=claims.nack_delay.twice,
+            nack_kept_for=claims.nack_delay.kept_for,
             lease_scope=claims.lease.scope,
             blocks=claims.ordering.blocks,
             rebalances=claims.lease.scope == "member" and claims.parallelism.bound == "partitions",

@@ -23,6 +23,8 @@ class Terms:
     """`attempt` never falls, also over the crash of a member (DEL-4)."""
     nacks_twice: bool = False
     """A nack around which the connection was lost may leave the message twice (DEL-7)."""
+    nack_kept_for: float = 0.0
+    """For so long a member may keep what it nacked; if it dies or is cut off meanwhile, the delay ends (DEL-2)."""
     lease_scope: str = "message"
     """`message`, `member` or `connection`: with the latter two a fault of the member's connection ends its leases."""
     blocks: str = "key"

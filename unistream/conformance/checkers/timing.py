@@ -32,6 +32,8 @@ def delay_early(run: Run, terms: Terms) -> Iterator[Violation]:
                     continue
                 if run.held_from(before, call, terms) is None or run.sought(group.where, before.at, again.at):
                     continue
+                if _kept_to_the_end(run, terms, before.member, call.began):
+                    continue
                 # The broker cannot have had the nack before it was asked for.
                 due = call.began + round(call.delay * NANO)
                 if again.at < due - slack:
@@ -42,6 +44,16 @@ def delay_early(run: Run, terms: Terms) -> Iterator[Violation]:
                         f"{msg} was nacked for {call.delay} s and came back "
                         f"after {(again.at - call.began) / NANO:.3f} s",
                     )
+
+
+def _kept_to_the_end(run: Run, terms: Terms, name: str, since: int) -> bool:
+    """Tell whether the member may have kept what it nacked itself, and died or was cut off with it."""
+    until = since + round(terms.nack_kept_for * NANO)
+    if until == since:
+        return False
+    member = run.members.get(name)
+    died = None if member is None else member.died
+    return (died is not None and since <= died <= until) or run.disturbed(name, since, until)
 
 
 @checker("late", "DEL-2")
