@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from kafka import KafkaProducer
 from kafka.errors import (
     AuthorizationError,
+    IllegalSaslStateError,
     KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailedError,
@@ -35,7 +36,14 @@ C = TypeVar("C")
 # Without a handler of its own Python prints the client's warnings, several per attempt to connect, to stderr.
 logging.getLogger("kafka").addHandler(logging.NullHandler())
 
-REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, AuthorizationError, SSLCertVerificationError)
+REFUSALS = (
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+    # A listener that asks for no password takes none.
+    IllegalSaslStateError,
+    AuthorizationError,
+    SSLCertVerificationError,
+)
 _PIECE_BYTES = 256 * 1024
 _SPIN_MS = 20.0
 _JOIN_SECONDS = 5.0
