@@ -63,7 +63,8 @@ class Broker:
         try:
             await _command(trial, hook)
             async with asyncio.timeout(trial.pace.patience):
-                await self._proxy.moved.until(lambda: any(each.ended == "broker" for each in standing))
+                # Told to close, a client may be the one to end it. Left alone, an idle one keeps it.
+                await self._proxy.moved.until(lambda: any(each.ended in ("broker", "client") for each in standing))
         except TimeoutError:
             raise VacuousError(f"the hook {hook} ended, and the broker had dropped no connection") from None
         finally:
