@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unistream._dead_letters import DeadLetters
 from unistream._delivery import Delivery
-from unistream._intake import Intake
+from unistream._intake import Intake, not_open
 from unistream._link import Link
 from unistream._loans import ConsumerStats, DrainReport, Loans
 from unistream._settler import LEAVE_SECONDS, Settler
@@ -79,7 +79,7 @@ class Consumer:
             driver = await client._driver.consumer(spec, topic, max_in_flight=self._max_in_flight, lost=loans.lost)
             if self._closed:
                 await driver.close()
-                raise self._refusal()
+                raise not_open(self._name, self.topic)
         except BaseException:
             await dead.close()
             raise
@@ -176,7 +176,7 @@ class Consumer:
 
     def _joined(self) -> Intake:
         if self._intake is None:
-            raise self._refusal()
+            raise not_open(self._name, self.topic)
         return self._intake
 
     # Leaving
@@ -239,12 +239,6 @@ class Consumer:
     @property
     def _name(self) -> str:
         return f"{self.topic}/{self.group_name or 'an ephemeral group'}"
-
-    def _refusal(self) -> ClosedError:
-        return ClosedError(
-            f"the consumer of {self._name} is closed, or was never entered: use `async with group.consumer()`",
-            topic=self.topic,
-        )
 
 
 class _Done:

@@ -26,7 +26,7 @@ from unistream.errors import ClosedError, ContractError, UnistreamError
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["POLL_SECONDS", "Intake"]
+__all__ = ["POLL_SECONDS", "Intake", "not_open"]
 
 POLL_SECONDS = 5.0
 """The longest that one fetch waits at the broker; shorter for short leases, since a lease counts from the request."""
@@ -216,10 +216,7 @@ class Intake:
     def _refusal(self) -> UnistreamError:
         if self.error is not None and not self.loans.closed:
             return self.error
-        return ClosedError(
-            f"the consumer of {self.loans.name} is closed, or was never entered: use `async with group.consumer()`",
-            topic=self.loans.topic,
-        )
+        return not_open(self.loans.name, self.loans.topic)
 
     # Fetching
 
@@ -334,6 +331,13 @@ class Intake:
             await asyncio.wait([self._fetch], timeout=timeout)
         self.loans.give_back([raw.token for raw in self.buffer])
         self.buffer.clear()
+
+
+def not_open(name: str, topic: str) -> ClosedError:
+    """What whoever asks a consumer that has left, or never joined, is told."""
+    return ClosedError(
+        f"the consumer of {name} is closed, or was never entered: use `async with group.consumer()`", topic=topic
+    )
 
 
 async def _refused(error: Exception) -> list[RawDelivery]:

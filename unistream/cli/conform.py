@@ -144,10 +144,9 @@ def storm(
     hook: HookOption = None,
 ) -> None:
     """Run one long workload of each shape on a real broker, its members processes, under faults of every kind."""
-    hooks = _hooks(hook or [])
     _carry_out(
         lambda: storms.run(
-            Target.of(url, hooks=hooks),
+            Target.of(url, hooks=_hooks(hook or [])),
             shapes=_shapes(shape or []),
             messages=messages,
             faults=faults,
@@ -235,6 +234,5 @@ def _hooks(given: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     wrong = [name for name, _, words in pairs if name not in HOOKS or not words]
     if wrong:
-        sys.stderr.write(f"unistream conform: --hook wants NAME=COMMAND, NAME one of {', '.join(HOOKS)}; not {wrong}\n")
-        raise typer.Exit(command.WRONG_CALL)
+        raise ValueError(f"--hook wants NAME=COMMAND, NAME one of {', '.join(HOOKS)}; not {wrong}")
     return {name: words for name, _, words in pairs}

@@ -17,31 +17,37 @@ from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, Settlemen
 BEAT = ("heartbeat",)
 
 
-@saboteur("heartbeat-delivered", "PUB-1", "GRP-1", "BPC-5", by=("con.no-phantom",))
-class HeartbeatDelivered(ConsumerLayer):
-    """Hands on the first sign of life of an idle broker as if it were a message without a body."""
+class _Answers(ConsumerLayer):
+    """Answers for some loans itself, which the broker does not have, or has no more."""
 
-    _beaten = False
+    def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
+        super().__init__(inner, driver, group, max_in_flight)
+        self._own: set[Token] = set()
+
+    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
+        """Answer without acting for its own."""
+        sent = [each for each in batch if each.token not in self._own]
+        answers = iter(await resolve(self.inner.settle(sent)) if sent else [])
+        return [None if each.token in self._own else next(answers) for each in batch]
+
+    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+        """Answer without acting for its own."""
+        sent = [token for token in tokens if token not in self._own]
+        answers = iter(await resolve(self.inner.extend(sent, seconds)) if sent else [])
+        return [None if token in self._own else next(answers) for token in tokens]
+
+
+@saboteur("heartbeat-delivered", "PUB-1", "GRP-1", "BPC-5", by=("con.no-phantom",))
+class HeartbeatDelivered(_Answers):
+    """Hands on the first sign of life of an idle broker as if it were a message without a body."""
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """Once, when nothing came."""
         batch = await resolve(self.inner.receive(limit, timeout))
-        if batch or self._beaten or timeout <= 0:
+        if batch or self._own or timeout <= 0:
             return batch
-        self._beaten = True
+        self._own.add(BEAT)
         return [RawDelivery(RawMessage("beat", b"", None, (), 0), BEAT, None, None, 1)]
-
-    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
-        """Answer for it without the broker."""
-        sent = [each for each in batch if each.token != BEAT]
-        answers = iter(await resolve(self.inner.settle(sent)) if sent else [])
-        return [None if each.token == BEAT else next(answers) for each in batch]
-
-    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
-        """Answer for it without the broker."""
-        sent = [token for token in tokens if token != BEAT]
-        answers = iter(await resolve(self.inner.extend(sent, seconds)) if sent else [])
-        return [None if token == BEAT else next(answers) for token in tokens]
 
 
 @saboteur("letters-go-back", "DEL-3", by=("dlq.no-loop",))
@@ -74,14 +80,10 @@ def _origin(message: RawMessage) -> str:
     return next((value.decode() for name, value in message.headers if name == f"{DEAD_PREFIX}topic"), "")
 
 
-class _AcksTheLast(ConsumerLayer):
+class _AcksTheLast(_Answers):
     """Acks what is lent for the last time before it hands it over."""
 
     limits: ClassVar[dict[tuple[str, str], int]] = {}
-
-    def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
-        super().__init__(inner, driver, group, max_in_flight)
-        self._done: set[Token] = set()
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """Be done with the last attempt at once."""
@@ -90,20 +92,8 @@ class _AcksTheLast(ConsumerLayer):
         last = [each.token for each in batch if most is not None and each.attempt >= most]
         if last:
             await resolve(self.inner.settle([Settlement(token, Verb.ACK) for token in last]))
-            self._done.update(last)
+            self._own.update(last)
         return batch
-
-    async def settle(self, batch: Sequence[Settlement]) -> list[SettleOutcome]:
-        """Answer without acting for what is done."""
-        sent = [each for each in batch if each.token not in self._done]
-        answers = iter(await resolve(self.inner.settle(sent)) if sent else [])
-        return [None if each.token in self._done else next(answers) for each in batch]
-
-    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
-        """Answer without acting for what is done."""
-        sent = [token for token in tokens if token not in self._done]
-        answers = iter(await resolve(self.inner.extend(sent, seconds)) if sent else [])
-        return [None if token in self._done else next(answers) for token in tokens]
 
 
 class _AcksTheLastDriver(DriverLayer):
