@@ -47,9 +47,9 @@ async def consume_batch(producer, group, result, size):
         left = result.messages
         with result.timed():
             while left:
-                for delivery in await consumer.receive_many(min(100, left)):
-                    await delivery.ack()
-                    left -= 1
+                deliveries = await consumer.receive_many(min(BATCH, left))
+                await consumer.ack_many(deliveries)
+                left -= len(deliveries)
             await consumer.close()
 
 
@@ -98,8 +98,7 @@ async def through_batch(producer, group, result, size):
             left = result.messages // BATCH * BATCH
             while left:
                 deliveries = await consumer.receive_many(BATCH)
-                for delivery in deliveries:
-                    await delivery.ack()
+                await consumer.ack_many(deliveries)
                 left -= len(deliveries)
 
         with result.timed():

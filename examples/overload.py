@@ -22,8 +22,7 @@ async def main(url: str) -> None:
             print(f"each refusal says stored={refused[0].stored!r}: {refused[0]}")
 
         async with slow.consumer() as consumer:
-            for delivery in await consumer.receive_many(50, timeout=5):
-                await delivery.ack(confirm=True)
+            await consumer.ack_many(await consumer.receive_many(50, timeout=5), confirm=True)
         async with client.producer("readings", max_unconfirmed=10, when_full="drop_newest") as producer:
             outcomes = await producer.publish_many([b"reading"] * 50)
             print(f"after 50 acks: {producer.stats}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from unistream._dead_letters import DeadLetters
@@ -19,7 +19,7 @@ from unistream._loans import ConsumerStats, DrainReport, Loans
 from unistream._settler import LEAVE_SECONDS, Settler
 from unistream._turns import TURN
 from unistream.driver.types import RawDelivery, Token
-from unistream.errors import ClosedError
+from unistream.errors import ClosedError, SettleError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -159,6 +159,29 @@ class Consumer:
             batch.append(intake.hand_out(raw, frame))
             raw = intake.next_many(batch, max, frame)
         return batch
+
+    async def ack_many(self, deliveries: Iterable[Delivery], *, confirm: bool = False) -> list[SettleError | None]:
+        """
+        Done with all of these: `Delivery.ack` for each, in one batch.
+
+        Args:
+            deliveries: What `receive_many` gave, or any part of it.
+            confirm: Wait until the broker holds the acks.
+
+        Returns:
+            One outcome per delivery, in order: `None`, or the error that its `ack` would have raised. An error of one
+            keeps none of the others from being acked.
+
+        Raises:
+            ClosedError: The consumer was never entered.
+            UnsupportedError: `confirm`, and the backend can't.
+
+        Cancellation: The acks are sent all the same.
+        """
+        loans = self._joined().loans
+        if confirm:
+            self._group._require("ack_confirm", "ack_many(confirm=True)")
+        return await loans.ack_many(list(deliveries), confirm)
 
     def pause(self) -> Awaitable[None]:
         """Hand out nothing more until `resume`, at once; membership, and the leases of what is held, are kept."""

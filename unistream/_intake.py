@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 from unistream._delivery import Delivery
 from unistream._link import Link
@@ -142,27 +142,22 @@ class Intake:
         Returns:
             One more, if there is one after all.
         """
-        loans, buffer = self.loans, self.buffer
-        held, out, code, line = loans.held, loans.out, frame.f_code, frame.f_lineno
-        total, most_bytes = loans.bytes_out, self._max_bytes
-        before, again, now = len(batch), 0, loans.now()
-        while buffer and len(batch) < most:
-            raw = buffer[0]
-            token = raw[1]
-            lease = held.get(token)
-            if lease is not None and now < lease.deadline:
-                size = len(raw[0][1])
-                if total and total + size > most_bytes:
-                    break
-                total += size
-                out[token] = size
-                if raw[4] > 1:
-                    again += 1
-                batch.append(Delivery(loans, raw, lease, code, line))
-            buffer.popleft()
-        loans.bytes_out = total
-        loans.stats.delivered += len(batch) - before
-        loans.stats.redelivered += again
+        loans = self.loans
+        raws = list(islice(self.buffer, most - len(batch)))
+        tokens = list(map(_TOKEN, raws))
+        sizes = [len(raw[0][1]) for raw in raws]
+        leases = list(map(loans.held.get, tokens))
+        total = loans.bytes_out + sum(sizes)
+        # All at once if that needs no second thought, as nearly always; else one by one.
+        if raws and total <= self._max_bytes and _all_stand(leases, loans.now()):
+            for _ in raws:
+                self.buffer.popleft()
+            loans.out.update(zip(tokens, sizes, strict=True))
+            loans.bytes_out = total
+            loans.stats.delivered += len(raws)
+            loans.stats.redelivered += len(raws) - list(map(_ATTEMPT, raws)).count(1)
+            code, line = frame.f_code, frame.f_lineno
+            batch += [Delivery(loans, raw, lease, code, line) for raw, lease in zip(raws, leases, strict=True)]
         # Once there is something, nothing that happens meanwhile is raised: it would be lost.
         over = len(batch) == most or loans.closed or self.error is not None
         return None if over else self.next()
@@ -338,6 +333,10 @@ def not_open(name: str, topic: str) -> ClosedError:
     return ClosedError(
         f"the consumer of {name} is closed, or was never entered: use `async with group.consumer()`", topic=topic
     )
+
+
+def _all_stand(leases: list[Lease | None], now: float) -> TypeGuard[list[Lease]]:
+    return all(lease is not None and now < lease.deadline for lease in set(leases))
 
 
 async def _refused(error: Exception) -> list[RawDelivery]:

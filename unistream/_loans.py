@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from unistream._delivery import Delivery
 from unistream.core.leases import Lease, Leases
-from unistream.core.lifecycle import Move, State, refusal
+from unistream.core.lifecycle import TRANSITIONS, Move, State, refusal
 from unistream.driver.types import GroupSpec, Token, Verb
 from unistream.errors import ConfigError, PublishError, Reject, SettleError
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from unistream._settler import Settler
 
 __all__ = ["ConsumerStats", "DrainReport", "Loans", "finish"]
+
+_LENT = State.LENT
+_ACKED = TRANSITIONS[State.LENT, Move.ACK]
 
 _log = logging.getLogger("unistream.consumer")
 
@@ -200,8 +203,65 @@ class Loans:
             self.bytes_out -= self.out.pop(token)
         return True
 
+    async def ack_many(self, deliveries: Sequence[Delivery], confirm: bool) -> list[SettleError | None]:
+        """See `Consumer.ack_many`."""
+        left = deliveries if confirm else self._ack_held(deliveries)
+        if not left:
+            return [None] * len(deliveries)
+        refused: dict[Delivery, SettleError] = {}
+        begun: list[tuple[Delivery, asyncio.Future[SettleError | None]]] = []
+        for delivery in left:
+            try:
+                if delivery._can(Move.ACK):
+                    begun.append((delivery, delivery._loans._settle(delivery, Move.ACK, Verb.ACK, 0.0)))
+            except SettleError as error:
+                refused[delivery] = error
+        for delivery, done in begun:
+            late = await asyncio.shield(done)
+            if late is not None:
+                delivery._move(Move.LOSE)
+                refused[delivery] = late
+        return [refused.get(delivery) for delivery in deliveries]
+
+    def _ack_held(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Accept the acks of what is plainly held, for sending; returns the rest."""
+        self.check_loop()
+        now, held, out = self.now(), self.held, self.out
+        acks: list[Delivery] = []
+        left: list[Delivery] = []
+        for delivery in deliveries:
+            token = delivery._raw[1]
+            lease = delivery._lease
+            if delivery._state is _LENT and held.get(token) is lease and now < lease.deadline:
+                delivery._state = _ACKED
+                acks.append(delivery)
+                del held[token]
+                self.bytes_out -= out.pop(token)
+                lease.held -= 1
+                if not lease.held:
+                    self.leases.ended(lease)
+            else:
+                left.append(delivery)
+        if acks:
+            self.stats.acked += len(acks)
+            self.settler.acks += acks
+            # A batch as it is: nothing is gained by waiting for more.
+            self.settler.flush()
+            if self.suspect is not None and self.suspect not in held:
+                self.suspect = None
+            self._look_if_drained()
+            if self._intake.waiting:
+                self._intake.serve()
+        return left
+
     async def settle(self, delivery: Delivery, move: Move, verb: Verb, delay: float = 0.0) -> None:
         """Settle, and wait until the broker holds it."""
+        refused = await asyncio.shield(self._settle(delivery, move, verb, delay))
+        if refused is not None:
+            delivery._move(Move.LOSE)
+            raise refused
+
+    def _settle(self, delivery: Delivery, move: Move, verb: Verb, delay: float) -> asyncio.Future[SettleError | None]:
         self.check_loop()
         if not self.holds(delivery):
             # It ended, or was settled otherwise, while its dead letter was on its way.
@@ -218,10 +278,7 @@ class Loans:
             self.stats.nacked += 1
         else:
             self.stats.rejected += 1
-        refused = await asyncio.shield(cast("asyncio.Future[SettleError | None]", done))
-        if refused is not None:
-            delivery._move(Move.LOSE)
-            raise refused
+        return cast("asyncio.Future[SettleError | None]", done)
 
     async def nack(self, delivery: Delivery, delay: float | None, reason: str | None) -> None:
         """See `Delivery.nack`."""

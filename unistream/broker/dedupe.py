@@ -61,15 +61,14 @@ class Window:
                 return False
             younger[ids[0]] = first
             return True
-        if self._elder and not self._elder.keys().isdisjoint(ids):
+        if not (younger.keys().isdisjoint(ids) and self._elder.keys().isdisjoint(ids)):
             return False
         expected = len(younger) + len(ids)
-        deque(map(younger.setdefault, ids, range(first, first + len(ids))), maxlen=0)
+        younger.update(zip(ids, range(first, first + len(ids)), strict=True))
         if len(younger) == expected:
             return True
-        for id_ in ids:
-            if younger.get(id_, -1) >= first:
-                del younger[id_]
+        for id_ in set(ids):
+            del younger[id_]
         return False
 
     def offset(self, id_: str) -> int | None:

@@ -6,15 +6,20 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from .spec import Entry
 
 __all__ = ["Log", "entry_bytes"]
 
+_VALUE, _KEY, _HEADERS = itemgetter(1), itemgetter(2), itemgetter(3)
 
-def entry_bytes(entries: Iterable[Entry]) -> list[int]:
+
+def entry_bytes(entries: Sequence[Entry]) -> list[int]:
     """The size of each entry: value, key and headers together."""
+    if not any(map(_KEY, entries)) and not any(map(_HEADERS, entries)):
+        return list(map(len, map(_VALUE, entries)))
     return [
         len(e[1]) + len(e[2] or b"") + (sum([len(name) + len(value) for name, value in e[3]]) if e[3] else 0)
         for e in entries

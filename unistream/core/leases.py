@@ -62,7 +62,11 @@ class Leases:
         """One delivery under `lease` was settled or lost."""
         lease.held -= 1
         if lease.held <= 0:
-            self._active.pop(lease, None)
+            self.ended(lease)
+
+    def ended(self, lease: Lease) -> None:
+        """Nothing is under `lease` any more."""
+        self._active.pop(lease, None)
 
     def due(self, now: float) -> dict[Lease, float]:
         """The leases to renew now, each with the seconds to renew it for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -19,6 +19,7 @@ from unistream._portal import Portal, soon
 from unistream.core.backoff import Retry
 from unistream.core.lifecycle import State
 from unistream.driver.types import Lag, Member, StartAt
+from unistream.errors import SettleError
 from unistream.message import Headers, Message, Origin
 
 if TYPE_CHECKING:
@@ -150,6 +151,11 @@ class Consumer:
         deliveries = portal.call(self._consumer.receive_many(max, timeout))
         # By `map`, which has no frame of its own.
         return list(map(partial(_received, portal), deliveries))
+
+    def ack_many(self, deliveries: Iterable[Delivery], *, confirm: bool = False) -> list[SettleError | None]:
+        """See `unistream.Consumer.ack_many`."""
+        inner = [delivery._delivery for delivery in deliveries]
+        return self._client._open().call(self._consumer.ack_many(inner, confirm=confirm))
 
     def pause(self) -> None:
         """See `unistream.Consumer.pause`."""

@@ -66,7 +66,8 @@ MUTANTS: dict[str, tuple[ModuleType, str, str]] = {
         "offset = lane.popleft()\n        ",
         "offset = lane.pop()\n        ",
     ),
-    "a duplicate in another generation is stored": (dedupe, "if self._elder and not", "if False and not"),
+    "a duplicate in another generation is stored": (dedupe, "and self._elder.keys().isdisjoint(ids)", ""),
+    "a duplicate in a batch moves the first one": (dedupe, "younger.keys().isdisjoint(ids) and", "True and"),
     "an id is remembered too long": (dedupe, "offset >= self._valid_from else", "offset >= 0 else"),
     "the backlog is one too long": (
         topic,

@@ -61,8 +61,9 @@ class Run:
         entries = []
         for _ in range(self.rng.choice([1, 1, 3, 10])):
             self.serial += 1
-            again = self.rng.random() < 0.05 and self.serial > 10
-            id_ = f"m{self.serial - self.rng.randrange(10) if again else self.serial}"
+            # Most duplicates come soon, some when the window has passed.
+            again = self.rng.randrange(self.rng.choice([10, 200])) if self.rng.random() < 0.05 else 0
+            id_ = f"m{max(1, self.serial - again)}"
             if id_ in self.pair.ids and 29.0 < self.pair.now - self.pair.ids[id_][1] < 31.0:
                 # The window ends to within a hundredth; the model does not say on which side this one falls.
                 id_ = f"m{self.serial}"
@@ -88,7 +89,8 @@ class Run:
         if session not in self.pair.sessions:
             del self.tags[index]
             return
-        some = self.rng.sample(tags, self.rng.randint(1, len(tags)))
+        # As lent, or anything of it in any order.
+        some = tags if self.rng.random() < 0.5 else self.rng.sample(tags, self.rng.randint(1, len(tags)))
         verb = self.rng.choice(["ack", "ack", "ack", "nack", "nack", "release", "extend"])
         seconds = [1.0, 8.0, 30.0] if verb == "extend" else [0.0, 0.5, 7.0]
         self.pair.settle(session, verb, some, self.rng.choice(seconds))

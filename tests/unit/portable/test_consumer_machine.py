@@ -132,6 +132,19 @@ class Consumers(RuleBasedStateMachine):
         self.run(settle())
 
     @precondition(lambda self: self.got)
+    @rule(data=st.data(), confirm=st.booleans())
+    def ack_many(self, data: st.DataObject, confirm: bool) -> None:
+        """The application acks several, some twice, some too late."""
+        several = data.draw(st.lists(st.sampled_from(self.got), max_size=4))
+        before = [delivery.state for delivery in several]
+        outcomes = self.run(self.consumer.ack_many(several, confirm=confirm))
+        for state, delivery, outcome in zip(before, several, outcomes, strict=True):
+            if outcome is None:
+                assert state in ("lent", "acked"), state
+            else:
+                assert delivery.state != "lent", outcome
+
+    @precondition(lambda self: self.got)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         """The driver says that loans are lost, some that it had lost before."""

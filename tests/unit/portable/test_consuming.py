@@ -503,6 +503,67 @@ def test_settling_is_idempotent_and_a_second_kind_is_refused() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("confirm", [False, True])
+def test_acking_many_gives_each_its_outcome(confirm: bool) -> None:
+    """What can't be acked is told in its place, and keeps nothing else from being acked, in one batch."""
+
+    async def main() -> None:
+        script = Script()
+        batches: list[int] = []
+
+        def settle(batch: Any) -> Any:
+            batches.append(len(batch))
+            return raising_or([None] * len(batch))
+
+        async with joined(script, max_in_flight=4) as consumer, joined(Script()) as other:
+            script.lend(*[b"%d" % number for number in range(1, 9)])
+            one, two, three, four = await consumer.receive_many(4)
+            await two.nack(5)
+            assert script.lost is not None
+            script.lost([three._raw.token], "gone")
+            script.settle = settle
+            next_one = asyncio.create_task(consumer.receive())
+            await spin()
+            outcomes = await consumer.ack_many([one, two, three, four, one], confirm=confirm)
+            assert [type(outcome) for outcome in outcomes] == [
+                type(None),
+                AlreadySettledError,
+                LeaseLostError,
+                type(None),
+                type(None),
+            ]
+            assert await consumer.ack_many([]) == []
+            assert await consumer.ack_many([one, four], confirm=confirm) == [None, None]
+            assert await next_one is not None
+            assert batches == [2]
+            assert [one.state, two.state, three.state, four.state] == ["acked", "nacked", "lost", "acked"]
+            assert (consumer.stats.acked, consumer.stats.nacked) == (2, 1)
+            # Another consumer's deliveries are acked by their own.
+            rest = await consumer.receive_many(3)
+            assert await other.ack_many(rest, confirm=confirm) == [None] * len(rest)
+            assert consumer.stats.acked == 2 + len(rest)
+
+    run(main())
+
+
+def test_many_acks_are_sent_though_their_caller_is_cancelled() -> None:
+    """END-2: whoever is cancelled while the broker confirms has acked all the same."""
+
+    async def main() -> None:
+        script = Script()
+        async with joined(script) as consumer:
+            script.lend(b"1", b"2")
+            deliveries = await consumer.receive_many(2)
+            acking = asyncio.create_task(consumer.ack_many(deliveries, confirm=True))
+            await asyncio.sleep(0)
+            acking.cancel()
+            await asyncio.gather(acking, return_exceptions=True)
+            await spin()
+            assert script.verbs == [(1, Verb.ACK), (2, Verb.ACK)]
+
+    run(main())
+
+
 def test_an_ack_refused_later_is_lost_and_counted_once() -> None:
     """DEL-7: the refusal of an ack that had returned sets the state, counts `acks_lost`, and raises nowhere."""
 
