@@ -200,6 +200,19 @@ class RecordedMember:
             self._idle(since)
         return [self.take(delivery, since) for delivery in deliveries]
 
+    async def ack_many(self, several: Sequence[Lent]) -> None:
+        """Ack a batch; errors are recorded, and the first one is raised."""
+        calls = [lent.begun("ack") for lent in several]
+        outcomes = await self.consumer.ack_many([lent.delivery for lent in several])
+        for lent, call, outcome in zip(several, calls, outcomes, strict=True):
+            if outcome is None:
+                lent.done("ack", call)
+            else:
+                lent.failed(call, outcome)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
     def take(self, delivery: Delivery, since: int | None = None) -> Lent:
         """Record a delivery that was got in some other way, by iteration for example."""
         msg, error, note = None, None, None
@@ -339,17 +352,29 @@ class Lent:
         await self._settle("extend", self.delivery.extend(seconds))
 
     async def _settle(self, op: str, doing: Any, *, confirmed: bool | None = None, delay: float | None = None) -> None:
-        call = self._recorder.invoke(
-            op, lending=self.name, msg=self.msg, member=self.member.name, delay=delay, until=self.until()
-        )
+        call = self.begun(op, delay)
         try:
             await doing
-        except SURELY_NOT as error:
-            call.fail(error)
-            raise
         except BaseException as error:
-            call.info(error)
+            self.failed(call, error)
             raise
+        self.done(op, call, confirmed=confirmed)
+
+    def begun(self, op: str, delay: float | None = None) -> Call:
+        """Record that it is being settled."""
+        return self._recorder.invoke(
+            op, lending=self.name, msg=self.msg, member=self.member.name, delay=delay, until=self.until()
+        )
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        """Record that the settle came to nothing, or may have."""
+        if isinstance(error, SURELY_NOT):
+            call.fail(error)
+        else:
+            call.info(error)
+
+    def done(self, op: str, call: Call, *, confirmed: bool | None = None) -> None:
+        """Record that the settle was accepted."""
         call.ok(confirmed=confirmed, until=self.until())
         if op != "extend" and not confirmed:
             self.member.taken(self)

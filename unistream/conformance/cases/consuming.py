@@ -98,9 +98,9 @@ async def empty_receive(trial: Trial) -> None:
     trial.that(0.99 <= took <= 1.3 + trial.pace.slack, "END-2", "an answer after 1 s", f"{took:.3f} s")
 
 
-@case("con.batch-bound", rules=("BPC-1", "BPC-5"), sometimes=("delivered",))
+@case("con.batch-bound", rules=("BPC-1", "BPC-5", "DEL-1"), sometimes=("delivered",))
 async def batch_bound(trial: Trial) -> None:
-    """`receive_many(max)` returns at least one and never more than `max`."""
+    """`receive_many(max)` returns at least one and never more than `max`; `ack_many` is done with all of them."""
     topic = await trial.topic()
     group = await trial.group(topic)
     producer = await trial.producer(topic)
@@ -113,9 +113,13 @@ async def batch_bound(trial: Trial) -> None:
         batch = await member.receive_many(7, trial.pace.patience)
         trial.that(1 <= len(batch) <= 7, "BPC-5", "1 to 7 deliveries", f"{len(batch)} after {got} of 100")
         got += len(batch)
-        for lent in batch:
-            await lent.ack()
+        await member.ack_many(batch)
     trial.equal(got, 100, "GRP-1", "deliveries")
+    await member.leave()
+    fence, _ = await producer.publish()
+    [lent] = await trial.take(await trial.member(group), 1)
+    trial.equal(lent.msg, fence, "DEL-1", "what the next member gets")
+    await lent.ack()
 
 
 @case("con.iterate-until-close", rules=("BPC-5", "END-1"), tier=Tier.SMOKE, sometimes=("acked",))
