@@ -5,6 +5,7 @@ A backend is measured where its URL is in the environment (UNISTREAM_REDIS_URL a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from rich.table import Table
 from benchmarks.measure import MEMORY_WORKLOADS, WORKLOADS, Result
 
 BACKENDS = ("memory", "redis", "kafka", "rabbitmq", "nats")
+PEERS = ("faststream", "kombu", "aio_pika", "confluent_kafka")
 MESSAGES = {"publish-sequential": 2000, "latency": 1000}
 
 
@@ -77,10 +79,10 @@ def _quantiles(side: dict[str, Any]) -> str:
     return f"{side['p50_us']:.0f}/{side['p99_us']:.0f}"
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], other: str) -> None:
     """Print the table."""
     table = Table(
-        "backend", "workload", "bytes", "bare µs", "unistream µs", "ratio", "CPU ratio", "p50/p99 µs", "peak MiB"
+        "backend", "workload", "bytes", f"{other} µs", "unistream µs", "ratio", "CPU ratio", "p50/p99 µs", "peak MiB"
     )
     for row in rows:
         ours, bare = row["unistream"], row["bare"]
@@ -97,14 +99,22 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{ours['peak_mib']:.0f} ({bare['peak_mib']:.0f})",
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(
-        "ratio = bare / unistream: 1 is as fast as the bare client, with the same confirms and acks; in brackets: bare"
-    )
+    print(f"ratio = {other} / unistream, with the same confirms and acks: above 1 unistream takes less")
+    print(f"in brackets: {other}")
 
 
 def _workloads(backend: str, chosen: str | None) -> list[str]:
     offered = MEMORY_WORKLOADS if backend == "memory" else WORKLOADS
     return [name for name in offered if chosen is None or name in chosen.split(",")]
+
+
+def _peer(name: str) -> Any:
+    if name not in PEERS:
+        raise typer.BadParameter(f"--peer {name}: give one of {', '.join(PEERS)}")
+    try:
+        return importlib.import_module(f"benchmarks.peers.{name}")
+    except ImportError as error:
+        raise typer.BadParameter(f"--peer {name}: {error}; python -m pip install --group peers") from error
 
 
 def main(
@@ -115,7 +125,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 5,
     sizes: Annotated[str, typer.Option(help="Body sizes in bytes.")] = "100,1024",
     workloads: Annotated[str | None, typer.Option(help="Which workloads; default: all.", show_default=False)] = None,
-    peer: Annotated[str | None, typer.Option(help="Compare with this library instead: faststream.")] = None,
+    peer: Annotated[str | None, typer.Option(help=f"Compare with this library instead: {', '.join(PEERS)}.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure unistream against the bare clients."""
@@ -125,7 +135,7 @@ def main(
             raise typer.BadParameter(f"{name}: give one of {', '.join(BACKENDS)}, with its URL in the environment")
     if peer:
         workloads = workloads or "publish-sequential,publish-window,consume-batch,consume-iterate"
-        chosen = [name for name in chosen if name != "memory"]
+        chosen = [name for name in chosen if name in _peer(peer).BACKENDS]
     plan = [
         (name, workload, size)
         for name in chosen
@@ -142,7 +152,7 @@ def main(
             count = min(messages, MESSAGES.get(workload, messages))
             other = f"benchmarks.peers.{peer}" if peer else f"benchmarks.bare.{name}"
             rows.append(compare(other, name, url, workload, count, size, rounds, lambda: progress.advance(bar)))
-    show(rows)
+    show(rows, peer or "bare")
     if out is not None:
         host = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
         out.write_text(json.dumps({"schema": 1, "host": host, "rounds": rounds, "rows": rows}, indent=1) + "\n")

@@ -10,6 +10,8 @@ from faststream import AckPolicy
 
 from benchmarks.measure import WINDOW, Result, body
 
+BACKENDS = ("redis", "kafka", "rabbitmq", "nats")
+
 
 async def run(url: str, workload: str, messages: int, size: int) -> Result:
     result = Result(messages)
