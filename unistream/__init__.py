@@ -4,13 +4,13 @@ import logging
 
 from unistream import errors
 from unistream._client import Client, connect
-from unistream._confirmation import Confirmation, ProducerStats
+from unistream._confirmation import Confirmation
 from unistream._consumer import Consumer
 from unistream._delivery import Delivery
 from unistream._group import DROP, Group
 from unistream._health import Check, Health
-from unistream._loans import ConsumerStats, DrainReport
 from unistream._producer import Producer
+from unistream._stats import ConsumerStats, DrainReport, ProducerStats
 from unistream.capabilities import Capabilities, Capability, Level
 from unistream.config import Config
 from unistream.core.backoff import Backoff, Retry

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from unistream.driver.types import PublishOutcome, RawMessage
@@ -16,7 +15,6 @@ from unistream.errors import (
     BrokerUnavailableError,
     ClosedError,
     ContractError,
-    DroppedError,
     PublishUnknownError,
     TimedOutError,
     TopicMissingError,
@@ -24,43 +22,12 @@ from unistream.errors import (
 )
 from unistream.message import Receipt
 
-__all__ = ["Confirmation", "ProducerStats", "WhenFull", "outcome_of", "receipt", "size_of", "with_stored"]
+__all__ = ["Confirmation", "WhenFull", "outcome_of", "receipt", "size_of", "with_stored"]
 
 WhenFull = Literal["block", "fail", "drop_newest", "drop_oldest", "spill"]
 
 # Errors without a `stored` of their own that say that a message was turned away, whoever raises them.
 _TURNED_AWAY = (AccessError, BrokerUnavailableError, ClosedError, TopicMissingError)
-
-
-@dataclass(slots=True)
-class ProducerStats:
-    """
-    What became of every message; `confirmed + failed + unknown + dropped + in_flight == published`, always.
-
-    Attributes:
-        published: Calls of `publish` and `submit`, and messages of `publish_many`.
-        confirmed: The broker holds them.
-        failed: Surely not stored.
-        unknown: Perhaps stored.
-        dropped: Dropped by `when_full`, or cancelled, before they were handed to the broker.
-        in_flight: Not decided yet.
-    """
-
-    published: int = 0
-    confirmed: int = 0
-    failed: int = 0
-    unknown: int = 0
-    dropped: int = 0
-    in_flight: int = 0
-
-    def count(self, error: UnistreamError) -> None:
-        """One message ended with `error`."""
-        if isinstance(error, DroppedError):
-            self.dropped += 1
-        elif error.stored == "unknown":
-            self.unknown += 1
-        else:
-            self.failed += 1
 
 
 class Confirmation:

@@ -15,8 +15,9 @@ from unistream._dead_letters import DeadLetters
 from unistream._delivery import Delivery
 from unistream._intake import Intake, not_open
 from unistream._link import Link
-from unistream._loans import ConsumerStats, DrainReport, Loans
+from unistream._loans import Loans
 from unistream._settler import LEAVE_SECONDS, Settler
+from unistream._stats import ConsumerStats, DrainReport
 from unistream._turns import TURN
 from unistream.driver.types import RawDelivery, Token
 from unistream.errors import ClosedError, SettleError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from unistream._consumer import Consumer
 from unistream._declare import conflict, kind_of_start
 from unistream._delivery import Delivery
-from unistream._loans import DrainReport
+from unistream._stats import DrainReport
 from unistream.core.backoff import Retry
 from unistream.driver.types import GroupSpec, Lag, Member, StartAt, TopicSpec
 from unistream.errors import ConfigError, Reject, UnsupportedError

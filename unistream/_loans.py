@@ -9,10 +9,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from unistream._delivery import Delivery
+from unistream._stats import ConsumerStats
 from unistream.core.leases import Lease, Leases
 from unistream.core.lifecycle import TRANSITIONS, Move, State, refusal
 from unistream.driver.types import GroupSpec, Token, Verb
@@ -24,56 +24,12 @@ if TYPE_CHECKING:
     from unistream._intake import Intake
     from unistream._settler import Settler
 
-__all__ = ["ConsumerStats", "DrainReport", "Loans", "finish"]
+__all__ = ["Loans", "finish"]
 
 _LENT = State.LENT
 _ACKED = TRANSITIONS[State.LENT, Move.ACK]
 
 _log = logging.getLogger("unistream.consumer")
-
-
-class DrainReport(NamedTuple):
-    """
-    What became of the deliveries of a consumer, from joining to leaving.
-
-    Attributes:
-        handled: Settled by the application, or dead-lettered for it.
-        returned: Given back unsettled; another member, or the same one after a restart, gets them.
-        abandoned: Not given back, since the broker was out of reach; they come again when their leases end.
-    """
-
-    handled: int
-    returned: int
-    abandoned: int
-
-
-@dataclass(slots=True)
-class ConsumerStats:
-    """
-    What this consumer has seen.
-
-    Attributes:
-        delivered: Deliveries handed to the application.
-        redelivered: Of these, with `attempt` above 1.
-        acked: Acks accepted for sending.
-        nacked: Nacks, those of the last attempt included.
-        rejected: Rejects, and messages moved aside because no attempt was left.
-        dead_lettered: Messages moved to the dead letter topic.
-        dropped: Messages dropped, because there is no dead letter topic.
-        acks_lost: Acks and rejects that came to nothing: refused by the broker after they had been accepted, or too
-            late when a block or handler ended.
-        leases_lost: Leases that ended before their delivery was settled.
-    """
-
-    delivered: int = 0
-    redelivered: int = 0
-    acked: int = 0
-    nacked: int = 0
-    rejected: int = 0
-    dead_lettered: int = 0
-    dropped: int = 0
-    acks_lost: int = 0
-    leases_lost: int = 0
 
 
 class Loans:

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Awaitable, Collection, Iterable, Sequence
 from typing import cast
 
-from unistream._confirmation import Confirmation, ProducerStats, WhenFull, receipt, size_of, with_stored
+from unistream._confirmation import Confirmation, WhenFull, receipt, size_of, with_stored
 from unistream._link import Link
 from unistream._room import Room
+from unistream._stats import ProducerStats
 from unistream._turns import Turns
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver

@@ -12,9 +12,10 @@ from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
-from unistream._confirmation import Confirmation, ProducerStats, WhenFull, outcome_of, size_of, with_stored
+from unistream._confirmation import Confirmation, WhenFull, outcome_of, size_of, with_stored
 from unistream._link import Link
 from unistream._outbox import Outbox, answered
+from unistream._stats import ProducerStats
 from unistream._turns import TURN
 from unistream.core.partitions import partition_for
 from unistream.core.window import Window

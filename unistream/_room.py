@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from unistream._confirmation import Confirmation, ProducerStats, with_stored
+from unistream._confirmation import Confirmation, with_stored
+from unistream._stats import ProducerStats
 from unistream.core.window import Window
 from unistream.errors import ClosedError, DroppedError, UnistreamError, WindowFullError
 

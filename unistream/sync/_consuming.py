@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from unistream import _consumer, _delivery, _group
 from unistream._client import MIB
 from unistream._group import Drop
-from unistream._loans import ConsumerStats, DrainReport
 from unistream._portal import Portal, soon
+from unistream._stats import ConsumerStats, DrainReport
 from unistream.core.backoff import Retry
 from unistream.core.lifecycle import State
 from unistream.driver.types import Lag, Member, StartAt

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from unistream import _confirmation, _producer
-from unistream._confirmation import ProducerStats
 from unistream._portal import Portal
 from unistream._producer import DEFAULT_TIMEOUT
+from unistream._stats import ProducerStats
 from unistream.errors import UnistreamError
 from unistream.message import HeadersLike, Message, Receipt
 

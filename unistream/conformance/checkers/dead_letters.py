@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from unistream.conformance.checkers.run import Group, Lending, Run, copy_name
+from unistream.conformance.checkers.records import Group, Lending
+from unistream.conformance.checkers.run import Run, copy_name
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 

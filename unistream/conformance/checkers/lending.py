@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from operator import itemgetter
 
-from unistream.conformance.checkers.run import Group, Lending, Operation, Run
+from unistream.conformance.checkers.records import Group, Lending, Operation
+from unistream.conformance.checkers.run import Run
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from unistream.conformance.checkers.run import Group, Lending, Publish, Run
+from unistream.conformance.checkers.records import Group, Lending, Publish
+from unistream.conformance.checkers.run import Run
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from unistream.conformance.checkers.run import Group, Lending, Publish, Run, Where, natural
+from unistream.conformance.checkers.records import Group, Lending, Publish, Where
+from unistream.conformance.checkers.run import Run, natural
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from unistream.conformance.checkers.run import Lending, Run
+from unistream.conformance.checkers.records import Lending
+from unistream.conformance.checkers.run import Run
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from unistream.conformance.checkers.publishing import promised
-from unistream.conformance.checkers.run import Group, Lending, Member, Run
+from unistream.conformance.checkers.records import Group, Lending, Member
+from unistream.conformance.checkers.run import Run
 from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO
