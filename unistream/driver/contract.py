@@ -102,24 +102,16 @@ class Driver(ABC):
             BrokerUnavailableError: Nobody answers, or not within `connect_timeout`.
             UnsupportedError: The server is too old to keep the contract.
 
-        Cancellation: Leaves nothing open.
-
-        Concurrency: Called once, before anything else.
-
-        Retries: None here.
+        Cancellation: Leaves nothing open. Concurrency: Called once, before anything else. Retries: None here.
         """
 
     @abstractmethod
     async def close(self) -> None:
         """
-        Close every connection. Producers and consumers are closed by the caller before.
+        Close every connection. Producers and consumers are closed by the caller before. Idempotent; raises nothing
+        that is not a defect.
 
-        Idempotent; raises nothing that is not a defect.
-
-        Cancellation: What is left is closed without waiting.
-
-        Concurrency: No other call is made during or after it.
-
+        Cancellation: What is left is closed without waiting. Concurrency: No other call is made during or after it.
         Retries: None.
         """
 
