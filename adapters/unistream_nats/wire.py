@@ -109,7 +109,8 @@ class Wire(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether something can be written."""
-        return self.transport is not None and not self._closing
+        # A transport whose peer has gone may not be written to: asyncio before 3.13.1 would watch its old descriptor.
+        return self.transport is not None and not self._closing and not self.transport.is_closing()
 
     # Out
 
@@ -120,7 +121,7 @@ class Wire(asyncio.Protocol):
         Raises:
             Gone: The connection is gone; nothing was written.
         """
-        if self.transport is None or self._closing:
+        if self.transport is None or not self.usable:
             raise Gone(self._reason or "the connection is closed")
         self.transport.writelines(data)
 

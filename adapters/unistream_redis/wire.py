@@ -80,7 +80,8 @@ class Wire(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request can be written."""
-        return self._transport is not None and not self._closing
+        # A transport whose peer has gone may not be written to: asyncio before 3.13.1 would watch its old descriptor.
+        return self._transport is not None and not self._closing and not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -100,7 +101,7 @@ class Wire(asyncio.Protocol):
         Raises:
             RedisConnectionError: The connection is gone; nothing was written.
         """
-        if self._transport is None or self._closing:
+        if self._transport is None or not self.usable:
             raise RedisConnectionError("the connection is closed")
         request = Request(wanted, self._patience + wait, until, self._loop.create_future())
         if not self._pending:
