@@ -31,6 +31,8 @@ class OrderedConsumer(TurnTakingConsumer):
     def __init__(self, setting: Setting, lost: Callable[[Collection[Token], str], None]) -> None:
         super().__init__(setting, lost)
         self._step: asyncio.Task[None] | None = None
+        # When the request that lent what is held was made, or a later one.
+        self._lent_at = 0.0
         self._waiting: Request | None = None
         self._waiting_for: frozenset[int] = frozenset()
         self._turn = 0
@@ -46,12 +48,14 @@ class OrderedConsumer(TurnTakingConsumer):
         try:
             if self._resigned:
                 await self._return()
-            return await self._receive(limit, self._loop.time() + timeout)
+            return await self._receive(limit, timeout)
         finally:
             self._receiving = False
             self._received_at = self._loop.time()
 
-    async def _receive(self, limit: int, until: float) -> list[RawDelivery]:
+    async def _receive(self, limit: int, timeout: float) -> list[RawDelivery]:
+        began = self._loop.time()
+        until = began + timeout
         looked = False
         while True:
             if self._closed:
@@ -60,7 +64,12 @@ class OrderedConsumer(TurnTakingConsumer):
                 raise self._gone
             self._drop_overdue()
             if self._held:
-                return self._take(limit)
+                if self._lent_at >= began:
+                    return self._take(limit)
+                # Lent for a call that was cancelled, or that wanted fewer: a lease counts from this call on.
+                await self.extend([delivery.token for delivery in self._held], self._group.lease)
+                self._lent_at = self._loop.time()
+                continue
             now = self._loop.time()
             soonest = self._wake_due(now)
             if self._step is None:
@@ -99,6 +108,7 @@ class OrderedConsumer(TurnTakingConsumer):
 
     def _begin(self, step: Coroutine[Any, Any, None]) -> None:
         """Start what must not be torn apart when `receive` is cancelled."""
+        self._lent_at = self._loop.time()
         self._step = asyncio.create_task(step)
 
     async def _finish_step(self) -> None:

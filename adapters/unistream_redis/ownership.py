@@ -23,6 +23,8 @@ _STANDS_STILL = 0.5
 """Seconds for which a partition that is to leave lends nothing, waiting for what is lent; then it goes on for a while,
 since a slow handler of one message must not hold up all others of its partition."""
 _GOES_ON = 2.0
+_LENDING = ("read", "lend", "renew")
+"""Steps with which the ownership lasts at least as long as what they lend."""
 _SHORT_REST = 0.25
 """Seconds between two looks for a free partition while this member has less than its share."""
 
@@ -115,7 +117,7 @@ class OwningConsumer(RedisConsumer):
                 self._drop(asked[index], "its partition went to another member")
             for partition in asked.values():
                 if partition.index not in lost:
-                    partition.valid_until = started + group.lease
+                    partition.valid_until = max(partition.valid_until, started + group.lease)
             for index, fence in zip(taken[::2], taken[1::2], strict=True):
                 self._owned[index] = Partition(index, fence, started + group.lease)
             await self._load([one for one in self._owned.values() if not one.loaded])
@@ -215,12 +217,29 @@ class OwningConsumer(RedisConsumer):
         """The ownership ended: so did all loans of the partition."""
 
     async def _act(
-        self, action: str, parts: Sequence[tuple[Partition, Sequence[Argument]]], *first: Argument
+        self,
+        action: str,
+        parts: Sequence[tuple[Partition, Sequence[Argument]]],
+        *first: Argument,
+        seconds: float | None = None,
     ) -> list[Any]:
-        """Run one fenced step on partitions; `None` for one that this member owns no more, which is dropped."""
+        """
+        Run one fenced step on partitions.
+
+        Args:
+            action: What the script is to do.
+            parts: The partitions, each with its arguments.
+            first: Arguments for all of them.
+            seconds: How long what is lent or renewed by it is lent; `None`: a lease.
+
+        Returns:
+            One answer per partition; `None` for one that this member owns no more, which is dropped.
+        """
+        started = self._loop.time()
         name = self._group.name
+        seconds = self._group.lease if seconds is None else seconds
         keys: list[str] = []
-        arguments: list[Argument] = [name, action, *first]
+        arguments: list[Argument] = [name, action, int(seconds * 1000), *first]
         for partition, rest in parts:
             stream = self._streams[partition.index]
             keys += (stream.stream, stream.owner(name), stream.due(name), stream.lost)
@@ -231,4 +250,6 @@ class OwningConsumer(RedisConsumer):
         for (partition, _), answer in zip(parts, answers, strict=True):
             if answer is None and action != "leave":
                 self._drop(partition, "its partition went to another member")
+            elif action in _LENDING:
+                partition.valid_until = max(partition.valid_until, started + seconds)
         return answers

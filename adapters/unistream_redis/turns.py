@@ -100,8 +100,8 @@ class TurnTakingConsumer(OwningConsumer):
         """It ends by its own time: `_end`."""
 
     async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
-        """See `ConsumerDriver.extend`. A loan stands while its partition is owned; its own time is kept here."""
-        self._drop_overdue()
+        """See `ConsumerDriver.extend`. A loan stands while its partition is owned, so that is renewed."""
+        await self._renew({loan.stream for loan in tokens if loan in self._loans}, seconds)
         until = self._loop.time() + seconds
         self._next_expiry = min(self._next_expiry, until)
         outcomes: list[SettleOutcome] = []
@@ -113,6 +113,17 @@ class TurnTakingConsumer(OwningConsumer):
                 item.until = until
                 outcomes.append(None)
         return outcomes
+
+    async def _renew(self, indices: Collection[int], seconds: float) -> None:
+        """Own these partitions for so long from now on; one that went to another member is dropped."""
+        self._drop_overdue()
+        parts = [(self._owned[index], ()) for index in indices if index in self._owned]
+        if not parts:
+            return
+        try:
+            await self._act("renew", parts, seconds=seconds)
+        except RedisError as error:
+            raise await self._missing(error, "extend") from error
 
     def _end(self, partition: Partition, item: Item) -> None:
         """A loan's time is up; its token is worth nothing from now on."""

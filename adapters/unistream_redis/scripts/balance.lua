@@ -6,7 +6,7 @@
 -- Returns: share, entries lost (-1: too many to count), members alive, index from 0 of each partition lost,
 --          (index, fence) of each one taken
 local members = KEYS[1]
-local group, member, lease, alive_for = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local group, member, lease, alive_for = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local max_age, max_messages = tonumber(ARGV[6]), tonumber(ARGV[7])
 local partitions = (#KEYS - 1) / 5
 local now = now_ms()
@@ -33,7 +33,8 @@ for index = 0, partitions - 1 do
   local at, fence = 2 + 5 * index, ARGV[10 + index]
   if fence ~= '' then
     if redis.call('GET', KEYS[at + 1]) == fence then
-      redis.call('PEXPIRE', KEYS[at + 1], lease)
+      -- Longer where something lent was extended.
+      if redis.call('PTTL', KEYS[at + 1]) < lease then redis.call('PEXPIRE', KEYS[at + 1], lease) end
       owned = owned + 1
       if redis.call('SET', KEYS[at + 4], member, 'NX', 'PX', ARGV[5]) then
         if ARGV[8] == '1' then

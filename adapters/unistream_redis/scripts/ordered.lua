@@ -1,8 +1,8 @@
 -- What the owner of a partition of an ordered group does with it; nothing happens unless it still is the owner.
 -- KEYS: for each partition: stream, owner, due, lost
--- ARGV: group, what to do, then its arguments (see below)
+-- ARGV: group, what to do, for how many ms what it lends is lent, then its arguments (see below)
 -- Returns: for each partition in turn, false where another member owns it
-local group, action = ARGV[1], ARGV[2]
+local group, action, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local OWNER = '~owner'  -- the one consumer of an ordered group: whoever owns a partition finds what is pending there
 
 local function key_of(fields)
@@ -78,18 +78,25 @@ local function settle(stream, due, lost, first, last)
   return gone
 end
 
+-- What is lent is lent as long as its partition is owned, so no step that lends may leave the ownership a shorter time.
+local function own_for_a_lease(owner)
+  if redis.call('PTTL', owner) < lease then redis.call('PEXPIRE', owner, lease) end
+  return 1
+end
+
 -- ARGV: most entries, then for each partition its fence.
 -- The others: then for each partition its fence, the number of its arguments, and these.
 local answers = {}
-local room, at = nil, 3
+local room, at = nil, 4
 if action == 'read' then
-  room = tonumber(ARGV[3])
-  at = 4
+  room = tonumber(ARGV[4])
+  at = 5
 end
 for key = 1, #KEYS, 4 do
   local stream, owner, due, lost = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
   local mine = redis.call('GET', owner) == ARGV[at]
   local answer = false
+  if mine and (action == 'read' or action == 'lend') then own_for_a_lease(owner) end
   if action == 'read' then
     if mine then
       answer = {}
@@ -107,6 +114,7 @@ for key = 1, #KEYS, 4 do
       elseif action == 'lend' then answer = lend(stream, due, lost, first, last)
       elseif action == 'hold' then answer = hold(stream, first, last)
       elseif action == 'settle' then answer = settle(stream, due, lost, first, last)
+      elseif action == 'renew' then answer = own_for_a_lease(owner)
       elseif action == 'leave' then answer = redis.call('DEL', owner)
       end
     end

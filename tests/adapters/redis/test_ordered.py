@@ -15,6 +15,7 @@ from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import GroupSpec, RawDelivery, RawMessage, Receipt, Settlement, Verb
 from unistream.errors import BrokerUnavailableError, GroupMissingError, LeaseLostError, SettleError, TopicMissingError
+from unistream_redis.keys import TopicKeys
 
 pytestmark = pytest.mark.redis
 
@@ -191,6 +192,69 @@ def test_a_loan_that_is_not_extended_ends() -> None:
             assert isinstance(outcome, LeaseLostError)
             assert (again.message.id, again.attempt, again.suspect) == ("1", 2, True)
             await end(consumer, [kept, again])
+            await consumer.close()
+
+    run(test)
+
+
+def test_a_partition_is_owned_as_long_as_anything_of_it_is_lent() -> None:
+    """Whatever lends or extends keeps others away for that long, also if nothing of this member is heard any more."""
+
+    async def test() -> None:
+        async with opened() as here:
+            group = await ordered(here, 1, lease=60.0, max_lease=600.0)
+            consumer = await here.join(group)
+            owner = TopicKeys.of(await here.driver.topic(here.name)).streams[0].owner(group.name)
+            redis = here.redis
+
+            async def nearly_over() -> None:
+                assert await redis.pexpire(owner, 5000)
+
+            async def owned_for() -> float:
+                return float(await redis.pttl(owner)) / 1000
+
+            await publish(here, [b"a", b"a", b"b"], partitions=1)
+            await nearly_over()
+            first, other = await take(consumer, 2)
+            assert await owned_for() > 55
+            await nearly_over()
+            assert await consumer.extend([first.token], 300.0) == [None]
+            assert await owned_for() > 295
+            # What keeps membership up shortens nothing, and a turn that comes is as good as a read.
+            await consumer._inner._live()  # type: ignore[attr-defined]
+            assert await owned_for() > 290
+            await nearly_over()
+            await end(consumer, [first])
+            (second,) = await take(consumer, 1)
+            assert await owned_for() > 55
+            await end(consumer, [second, other])
+            await consumer.close()
+
+    run(test)
+
+
+def test_what_a_cancelled_receive_left_is_lent_from_the_next_one_on() -> None:
+    """A lease counts from the call that hands the delivery out, so the ownership has to last from then on, too."""
+
+    async def test() -> None:
+        async with opened() as here:
+            group = await ordered(here, 1, lease=60.0)
+            consumer = await here.join(group)
+            owner = TopicKeys.of(await here.driver.topic(here.name)).streams[0].owner(group.name)
+            await publish(here, [b"a", b"b"], partitions=1)
+            (one,) = await consumer.receive(1, LIMIT)
+            inner = consumer._inner  # type: ignore[attr-defined]
+            receiving = asyncio.create_task(consumer.receive(1, LIMIT))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            receiving.cancel()
+            await asyncio.gather(receiving, inner._step, return_exceptions=True)
+            assert inner._held
+            assert await here.redis.pexpire(owner, 5000)
+            (two,) = await take(consumer, 1)
+
+            assert float(await here.redis.pttl(owner)) > 55_000
+            await end(consumer, [one, two])
             await consumer.close()
 
     run(test)
