@@ -42,7 +42,8 @@ class Arrival(NamedTuple):
         lending: How often it was lent, this time included.
         sequence: Its place in the stream.
         nanoseconds: When the server stored it, since the epoch.
-        at: When it came, by the loop's clock.
+        asked: When it was asked for, by the loop's clock: not before that it was lent.
+        at: When it came. What came while the whole process stood still seems to come later.
     """
 
     lane: Lane
@@ -50,6 +51,7 @@ class Arrival(NamedTuple):
     lending: int
     sequence: int
     nanoseconds: int
+    asked: float
     at: float
 
 
@@ -180,7 +182,8 @@ class Lane:
         self._follow(lending, sequence, int(words[first + 2]))
         native = NativeMessage(subject, reply, head, body)
         self.served = True
-        self._arrived(Arrival(self, native, lending, sequence, int(words[first + 3]), self._loop.time()))
+        now = self._loop.time()
+        self._arrived(Arrival(self, native, lending, sequence, int(words[first + 3]), self.asked_at, now))
         if self._left:
             self._left -= 1
         if not self._flowing or not self._left:

@@ -69,10 +69,8 @@ class Shelf:
         """
         async with self._handling:
             await self._judge()
-            held = self._held
             ended = self._loop.time() - self._group.lease
-            while held and held[0].arrival.at <= ended:
-                held.popleft()
+            self._held = held = deque(loan for loan in self._held if loan.arrival.asked > ended)
             if not held:
                 return []
             if held[0].suspect:
@@ -87,7 +85,7 @@ class Shelf:
                         break
                     taken.append(loan)
                 self.cautious = self.cautious and any(loan.suspect for loan in held)
-            early = [loan for loan in taken if loan.arrival.at < started]
+            early = [loan for loan in taken if loan.arrival.asked < started]
             if early:
                 await self._loans.refresh(early)
             for _ in taken:

@@ -37,8 +37,10 @@ class SharedConsumer(LendingConsumer):
         super().__init__(setting)
         self._partitioned = self._keys.ordered
         self._held: deque[RawDelivery] = deque()
+        # When the oldest request was made that lent any of it.
         self._held_since = 0.0
         self._reading: Request | None = None
+        self._read_at = 0.0
         self._ticking: asyncio.Task[None] | None = None
         self._next_tick = 0.0
         self._last_tick = 0.0
@@ -56,13 +58,17 @@ class SharedConsumer(LendingConsumer):
 
     async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
         """See `ConsumerDriver.receive`."""
-        until = self._loop.time() + timeout
+        began = self._loop.time()
+        until = began + timeout
         looked = False
         while True:
             if self._closed:
                 raise ClosedError("the consumer is closed", driver="redis", topic=self._topic.name)
             if self._held:
-                return self._take(limit)
+                if self._held_since >= began:
+                    return self._take(limit)
+                await self._lend_anew()
+                continue
             now = self._loop.time()
             if self._ticking is not None or now >= self._next_tick:
                 await self._tick(limit)
@@ -113,6 +119,7 @@ class SharedConsumer(LendingConsumer):
         command += ("STREAMS", *(keys.stream for keys in self._streams), *(">" for _ in self._streams))
         try:
             wire = await self._reader.wire()
+            self._read_at = self._loop.time()
             return wire.request([pack(tuple(command))], 1, max(block, 0.0))
         except RedisError as error:
             raise await self._missing(error, "receive") from error
@@ -139,7 +146,7 @@ class SharedConsumer(LendingConsumer):
             for name, entries in reply or ():
                 stream = self._stream_of(name)
                 for entry in entries:
-                    self._hold(stream, entry, 1, False)
+                    self._hold(stream, entry, 1, False, self._read_at)
 
     def _stream_of(self, name: bytes) -> int:
         if len(self._streams) == 1:
@@ -194,7 +201,7 @@ class SharedConsumer(LendingConsumer):
                     "removed before the group settled them: by retention, overflow or a foreign program",
                 )
             for entry, count in zip(entries, counts, strict=True):
-                self._hold(at, entry, count, bool(suspect))
+                self._hold(at, entry, count, bool(suspect), started)
             limit -= len(entries)
             if due >= 0:
                 wait = min(wait, max(0.0, (due - now) / 1000))
@@ -223,7 +230,14 @@ class SharedConsumer(LendingConsumer):
 
     # Taking and giving back
 
-    def _hold(self, stream: int, entry: list[Any], count: int, suspect: bool) -> None:
+    async def _lend_anew(self) -> None:
+        """Let what an earlier call left be lent from now on: a lease counts from the call that hands it out."""
+        now = self._loop.time()
+        await self.extend([delivery.token for delivery in self._held], self._group.lease)
+        self._held = deque(delivery for delivery in self._held if delivery.token in self._loans)
+        self._held_since = now
+
+    def _hold(self, stream: int, entry: list[Any], count: int, suspect: bool, asked: float) -> None:
         identity, fields = entry
         if self._partitioned:
             message = message_of(fields, stream)
@@ -233,8 +247,7 @@ class SharedConsumer(LendingConsumer):
             position = identity.decode()
             if message.key is not None and self._topic.partitions > 1:
                 message = message._replace(partition=partition_for(message.key, self._topic.partitions))
-        if not self._held:
-            self._held_since = self._loop.time()
+        self._held_since = min(self._held_since, asked) if self._held else asked
         self._held.append(
             RawDelivery(
                 message,

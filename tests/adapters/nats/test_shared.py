@@ -527,3 +527,36 @@ def test_a_thousand_messages_two_groups_three_members() -> None:
                 await consumer.close()
 
     run(test)
+
+
+def test_a_lease_counts_from_the_call_also_for_what_was_lent_while_the_process_stood_still() -> None:
+    """What lies unread was lent when it was sent: the server's lease begins anew before it is handed out."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic()
+            consumer = await here.join(await here.group(lease=2.0))
+            inner = consumer._inner  # type: ignore[attr-defined]
+            loop = asyncio.get_running_loop()
+            receiving = asyncio.create_task(consumer.receive(1, LIMIT))
+            await asyncio.sleep(0)
+            assert inner._lanes[0].open
+            inner._wire.transport.pause_reading()
+            await here.client.jetstream().publish(here.subject(), b"x")
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+            # The time that the process stands still.
+            await asyncio.sleep(0.8)
+            began = loop.time()
+            receiving = asyncio.create_task(consumer.receive(1, LIMIT))
+            await asyncio.sleep(0)
+            inner._wire.transport.resume_reading()
+            (first,) = await receiving
+            (again,) = await take(consumer, 1)
+
+            assert (first.attempt, again.attempt) == (1, 2)
+            assert loop.time() - began >= 2.0
+            await end(consumer, [again])
+            await consumer.close()
+
+    run(test)
