@@ -565,6 +565,42 @@ def test_an_ack_beside_a_death_is_forgotten_only_by_word() -> None:
     assert told(story(said=False), terms) == {("redelivered-after-settle", "DEL-1")}
 
 
+def test_without_fencing_an_ack_that_was_held_up_may_end_the_next_loan() -> None:
+    """Then the broker goes on with the key, and the message does not come again; an ack in peace ends nothing later."""
+
+    def story(*, harmed: bool) -> Story:
+        told = two_in_order().deliver("l1", "p.1", "a", key="k").at(9).ack("l1", confirmed=False)
+        if harmed:
+            told.event("fault", member="a", note="connection held")
+        told.at(11).deliver("l2", "p.1", "b", key="k", attempt=2)
+        return told.at(12).deliver("l3", "p.2", "b", key="k").ack("l3")
+
+    unfenced = Terms(fencing=False)
+
+    assert ("overtake", "ORD-2") not in told(story(harmed=True), unfenced)
+    assert ("overtake", "ORD-2") in told(story(harmed=False), unfenced)
+    assert ("overtake", "ORD-2") in told(story(harmed=True), Terms())
+
+
+def test_who_is_handed_a_backlog_does_not_wait_for_the_end_of_it_in_vain() -> None:
+    """A message that comes after many others is not late; one that comes after few is."""
+
+    def story(before: int) -> Story:
+        told = Story()
+        for number in range(before + 1):
+            told.publish(f"p.{number}")
+        told.at(1).join("a")
+        step = 20.0 / before
+        for number in range(before):
+            since = told.now
+            told.at(since + step).event("idle", member="a", since=since)
+            told.deliver(f"l{number}", f"p.{number}", "a").ack(f"l{number}")
+        return told.deliver("last", f"p.{before}", "a").ack("last").drain()
+
+    assert ("progress", "GRP-1") not in told(story(2500), Terms())
+    assert ("progress", "GRP-1") in told(story(20), Terms())
+
+
 def test_a_seek_excuses_what_it_moves() -> None:
     """After a seek settled messages come again, in any order, and none of it counts against the broker."""
     story = good_start().ack("l1").at(2).event("seek", phase="ok", topic="t", group="g")

@@ -51,8 +51,10 @@ def overtake(run: Run, terms: Terms) -> Iterator[Violation]:
                 continue
             waiting = unsettled[(*lending.where, lending.key)]
             for other in waiting.values():
-                excused = _dead_lettered(run, terms, group, other, lending.at) or _returned(
-                    run, terms, group, lending, other
+                excused = (
+                    _dead_lettered(run, terms, group, other, lending.at)
+                    or _returned(run, terms, group, lending, other)
+                    or run.maybe_ended(other, terms)
                 )
                 if other.msg != lending.msg and not excused:
                     yield Violation(

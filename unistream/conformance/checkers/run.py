@@ -91,6 +91,17 @@ class Run:
             return None
         return flushed
 
+    def maybe_ended(self, lending: Lending, terms: Terms) -> bool:
+        """Tell whether an ack of an earlier loan, held up on its way, may have ended this one: there is no fencing."""
+        if terms.fencing or lending.msg is None:
+            return False
+        earlier = [each for each in self.group(lending.where).by_msg[lending.msg] if each.index < lending.index]
+        return any(
+            call.op in ("ack", "reject") and call.outcome != "fail" and self.held_from(each, call, terms) is None
+            for each in earlier
+            for call in each.settles
+        )
+
     def left_twice(self, lendings: Sequence[Lending], again: Lending, terms: Terms) -> int:
         """Return how many more than one there may be of a message: one for each nack that a fault was around."""
         if not terms.nacks_twice:

@@ -19,6 +19,8 @@ LEAVE_SECONDS = 5.0
 """A member that leaves properly hands over within this time (GRP-4)."""
 GAP = 5_000_000
 """Two waits of a member closer than this (5 ms) are one: it only went round its loop."""
+SERVICE = 10_000_000
+"""What a delivery may take of the wait of others (10 ms): whoever is handed a backlog waits for none of it in vain."""
 
 
 @checker("delay-early", "DEL-2")
@@ -96,10 +98,11 @@ def _overdue(run: Run, terms: Terms, name: str) -> Iterator[Violation]:
             continue
         waits = _waits(run, terms, group)
         starts = [since for since, _ in waits]
+        served = sorted(lending.at for lending in group.lendings)
         for due in _dues(run, terms, group):
             if due.checker != name:
                 continue
-            waited = _longest(waits, starts, due.since, due.until)
+            waited = _longest(waits, starts, served, due.since, due.until)
             if waited > round((due.limit + terms.grace) * NANO):
                 yield Violation(
                     due.rule,
@@ -110,14 +113,17 @@ def _overdue(run: Run, terms: Terms, name: str) -> Iterator[Violation]:
                 )
 
 
-def _longest(waits: list[tuple[int, int]], starts: list[int], since: int, until: int) -> int:
-    """Return the longest stretch between the two times through which all members waited."""
+def _longest(waits: list[tuple[int, int]], starts: list[int], served: list[int], since: int, until: int) -> int:
+    """Return the longest stretch between the two times through which all members waited, less what others took."""
     longest = 0
     for index in range(max(0, bisect_left(starts, since) - 1), len(waits)):
         start, end = waits[index]
         if start >= until:
             break
-        longest = max(longest, min(end, until) - max(start, since))
+        start, end = max(start, since), min(end, until)
+        if start < end:
+            others = bisect_left(served, end) - bisect_left(served, start)
+            longest = max(longest, end - start - others * SERVICE)
     return longest
 
 
@@ -183,6 +189,8 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
     if group.max_attempts is not None and before.attempt >= group.max_attempts:
         return []
     if any(call.op != "nack" and call.outcome != "fail" for call in before.settles):
+        return []
+    if run.maybe_ended(before, terms):
         return []
 
     def from_(since: int) -> _Due:
