@@ -17,6 +17,7 @@ from unistream.errors import (
     LeaseLostError,
     TopicMissingError,
 )
+from unistream_redis.keys import TopicKeys
 
 pytestmark = pytest.mark.redis
 
@@ -222,6 +223,39 @@ def test_what_a_cancelled_receive_fetched_is_given_back_on_close() -> None:
             assert all(delivery.attempt == 1 for delivery in deliveries)
             assert [member.in_flight for member in await here.driver.members(here.name, "g")] == [len(deliveries)]
             await two.close()
+
+    run(test)
+
+
+def test_a_lease_counts_from_the_call_also_for_what_came_for_an_earlier_one() -> None:
+    """What a cancelled receive had been lent is lent anew when the next one hands it out."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic()
+            consumer = await here.join(await here.group(lease=60.0))
+            assert await consumer.receive(1, 0) == []
+            inner = consumer._inner  # type: ignore[attr-defined]
+            receiving = asyncio.create_task(consumer.receive(1, 30.0))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert inner._reading is not None
+            inner._reader.current._transport.pause_reading()
+            await here.publish(1)
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+            # The time that it lies unread.
+            await asyncio.sleep(0.5)
+            inner._reader.current._transport.resume_reading()
+            (one,) = await take(consumer, 1)
+            stream = TopicKeys.of(await here.driver.topic(here.name)).streams[0].stream
+            ((_, _, idle, _),) = [
+                tuple(entry.values()) for entry in await here.redis.xpending_range(stream, "g", "-", "+", 10)
+            ]
+
+            assert idle < 400
+            await end(consumer, [one])
+            await consumer.close()
 
     run(test)
 
