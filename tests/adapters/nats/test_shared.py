@@ -546,7 +546,7 @@ def test_a_lease_counts_from_the_call_also_for_what_was_lent_while_the_process_s
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
             # The time that the process stands still.
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(0.4)
             began = loop.time()
             receiving = asyncio.create_task(consumer.receive(1, LIMIT))
             await asyncio.sleep(0)
