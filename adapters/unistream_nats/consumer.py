@@ -105,7 +105,7 @@ class NatsConsumer(ConsumerDriver):
         self._who = 0
         self._signal = asyncio.Event()
         # What comes by a pull may have been lent since it was made, so a pull takes a part of a lease only.
-        self._slice = min(_MOST_SLICE, max(_SLICE, _SLICE * len(self._lanes) / 8), setting.group.lease / 4)
+        self._slice = min(_MOST_SLICE, max(_SLICE, _SLICE * len(self._lanes) / 8), setting.group.lease / 8)
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
 

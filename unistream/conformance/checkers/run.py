@@ -95,7 +95,8 @@ class Run:
         """Tell whether an ack of an earlier loan, held up on its way, may have ended this one: there is no fencing."""
         if terms.fencing or lending.msg is None:
             return False
-        earlier = [each for each in self.group(lending.where).by_msg[lending.msg] if each.index < lending.index]
+        lendings = self.group(lending.where).by_msg.get(copy_name(lending.msg, lending.origin), [])
+        earlier = [each for each in lendings if each.index < lending.index]
         return any(
             call.op in ("ack", "reject") and call.outcome != "fail" and self.held_from(each, call, terms) is None
             for each in earlier
