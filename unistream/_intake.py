@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 from unistream._delivery import Delivery
 from unistream._link import Link
 from unistream._loans import Loans, finish
-from unistream._turns import Turns
+from unistream._turns import Turns, follow
 from unistream._watchdog import Watchdog
 from unistream.core.leases import Lease
 from unistream.driver.contract import ConsumerDriver
@@ -244,8 +244,7 @@ class Intake:
             self.turns.unbroken += len(answer)
             self._admit(answer, started)
             return bool(answer)
-        self._fetch = loans.loop.create_task(self._fetching(answer, started))
-        self._fetch.add_done_callback(self._fetched)
+        self._fetch = follow(self._fetching(answer, started), answer, self._fetched)
         return False
 
     async def _fetching(self, answer: Awaitable[list[RawDelivery]], started: float) -> None:

@@ -14,7 +14,7 @@ from unistream._confirmation import Confirmation, WhenFull, receipt, size_of, wi
 from unistream._link import Link
 from unistream._room import Room
 from unistream._stats import ProducerStats
-from unistream._turns import Turns
+from unistream._turns import Turns, follow
 from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.types import MaybeAwaitable, PublishOutcome, RawMessage
@@ -288,9 +288,7 @@ class Outbox:
         for confirmation in batch:
             confirmation._handed = True
         self._newest_handed = max(self._newest_handed, batch[-1]._order)
-        task = self.loop.create_task(self._run(batch, answer))
-        self._batches[task] = None
-        task.add_done_callback(self._ran)
+        self._batches[follow(self._run(batch, answer), answer, self._ran)] = None
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         del self._batches[task]

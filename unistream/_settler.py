@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from unistream._link import Link
+from unistream._turns import follow
 from unistream.core.leases import Lease
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import MaybeAwaitable, Settlement, SettleOutcome, Token, Verb
@@ -113,8 +114,7 @@ class Settler:
             except Exception as error:
                 answer = _refused(error)
             if not isinstance(answer, list):
-                self._sending = self._loop.create_task(self._send(acks, entries, answer))
-                self._sending.add_done_callback(self._sent)
+                self._sending = follow(self._send(acks, entries, answer), answer, self._sent)
                 return
             if self._link.error is not None:
                 self._link.up()

@@ -1,10 +1,12 @@
-"""Fairness where a driver answers at once: then nothing that the application awaits lets the event loop go round."""
+"""Answers of drivers: fairness where they come at once, and tasks that follow up those that do not."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
-__all__ = ["TURN", "Turns"]
+__all__ = ["TURN", "Turns", "follow"]
 
 TURN = 1000
 """After so many messages others on the event loop get their turn."""
@@ -27,3 +29,21 @@ class Turns:
         """Let the event loop go round."""
         self.unbroken = 0
         await asyncio.sleep(0)
+
+
+def follow(
+    following: Coroutine[Any, Any, None], answer: Awaitable[object], done: Callable[[asyncio.Task[None]], None]
+) -> asyncio.Task[None]:
+    """
+    Begin a task that awaits an answer.
+
+    Args:
+        following: What the task does.
+        answer: What it awaits; closed if the task is cancelled before its first step, as at the end of a loop.
+        done: Called with the task at its end.
+    """
+    task = asyncio.get_running_loop().create_task(following)
+    if asyncio.iscoroutine(answer):
+        task.add_done_callback(lambda _: answer.close())
+    task.add_done_callback(done)
+    return task

@@ -51,7 +51,8 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for link in self._links.values():
-            link.shut()
+            link.close()
+        self._refusing = False
         for connection in self.live:
             connection.end("proxy")
         self.heal()
@@ -208,16 +209,13 @@ class _Link:
         self._arrived = arrived
         self._socket: socket.socket | None = None
         self._server: asyncio.Task[asyncio.Server] | None = None
-        # A place is chosen now and kept, so that it is the same before and after a time of refusal.
-        with socket.socket() as chosen:
-            chosen.bind(("127.0.0.1", 0))
-            self.place: tuple[str, int] = chosen.getsockname()
+        # The place is held, without listening, for as long as this lives: nobody else gets it in a time of refusal.
+        self._holder = _bound(("127.0.0.1", 0))
+        self.place: tuple[str, int] = self._holder.getsockname()
 
     def listen(self) -> None:
         """Take knocks from now on; they wait in the machine's queue until `serve`."""
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(self.place)
+        self._socket = _bound(self.place)
         self._socket.listen(128)
         self._socket.setblocking(False)
 
@@ -241,6 +239,19 @@ class _Link:
         elif self._socket is not None:
             self._socket.close()
         self._socket = None
+
+    def close(self) -> None:
+        """Let go of the place."""
+        self.shut()
+        self._holder.close()
+
+
+def _bound(place: tuple[str, int]) -> socket.socket:
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind(place)
+    return made
 
 
 def via(driver: type[Driver], proxy: Proxy) -> type[Driver]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import unistream
 from tests.unit.portable.scripted import Script, connected, raising, spin
 from tests.unit.portable.test_consuming import LEASE, joined
 from unistream._registry import find_driver
+from unistream._turns import follow
 from unistream.conformance.clock import run
 from unistream.driver.checked import checked
 from unistream.driver.types import Verb
@@ -342,3 +345,25 @@ async def _ignore(delivery: unistream.Delivery) -> None:
 
 async def _never() -> Any:
     await asyncio.get_running_loop().create_future()
+
+
+def test_an_answer_that_nobody_began_to_await_is_closed() -> None:
+    """A task that is cancelled before its first step, as at the end of a loop, leaves nothing that complains."""
+
+    async def answer() -> None:
+        raise AssertionError("never begun")
+
+    async def following(answer: Awaitable[None]) -> None:
+        await answer
+
+    async def main() -> None:
+        coming = answer()
+        ended: list[asyncio.Task[None]] = []
+        task = follow(following(coming), coming, ended.append)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert ended == [task]
+        assert inspect.getcoroutinestate(coming) == inspect.CORO_CLOSED
+
+    asyncio.run(main())
