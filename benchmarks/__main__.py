@@ -135,7 +135,8 @@ def main(
             raise typer.BadParameter(f"{name}: give one of {', '.join(BACKENDS)}, with its URL in the environment")
     if peer:
         workloads = workloads or "publish-sequential,publish-window,consume-batch,consume-iterate"
-        chosen = [name for name in chosen if name in _peer(peer).BACKENDS]
+        offered = _peer(peer).BACKENDS
+        chosen = [name for name in chosen if name in offered]
     plan = [
         (name, workload, size)
         for name in chosen

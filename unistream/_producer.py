@@ -22,13 +22,7 @@ from unistream.core.window import Window
 from unistream.driver.contract import ProducerDriver
 from unistream.driver.envelope import RESERVED_PREFIX
 from unistream.driver.types import RawMessage
-from unistream.errors import (
-    ClosedError,
-    ConfigError,
-    TimedOutError,
-    TooLargeError,
-    UnistreamError,
-)
+from unistream.errors import ClosedError, ConfigError, TimedOutError, TooLargeError, UnistreamError
 from unistream.message import HeadersLike, Message, Receipt, as_bytes, header_pairs, new_id, new_ids
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from redis.exceptions import RedisError, ResponseError
 
 from unistream.driver.contract import ConsumerDriver
-from unistream.driver.types import DataLoss, Event, GroupSpec, TopicSpec
+from unistream.driver.types import DataLoss, Event, GroupSpec, RawDelivery, SettleOutcome, Token, TopicSpec
 from unistream.errors import (
     BrokerUnavailableError,
     GroupMissingError,
@@ -78,6 +79,9 @@ class RedisConsumer(ConsumerDriver):
         self._lease_ms = int(self._group.lease * 1000)
         self._closed = False
         self._beat: asyncio.Task[None] | None = None
+        # What Redis lent and nobody has taken yet, and when the oldest request was made that lent any of it.
+        self._held: deque[RawDelivery] = deque()
+        self._held_since = 0.0
         # Loans whose settle got no answer, and until when it may be asked for again.
         self._doubtful: dict[Loan, float] = {}
 
@@ -96,6 +100,28 @@ class RedisConsumer(ConsumerDriver):
     @abstractmethod
     async def _enter(self) -> None:
         """Take part from now on."""
+
+    def _take(self, limit: int) -> list[RawDelivery]:
+        held = self._held
+        if held[0].suspect:
+            return [held.popleft()]
+        taken: list[RawDelivery] = []
+        while held and len(taken) < limit and not held[0].suspect:
+            taken.append(held.popleft())
+        return taken
+
+    @abstractmethod
+    async def extend(self, tokens: Sequence[Token], seconds: float) -> list[SettleOutcome]:
+        """See `ConsumerDriver.extend`."""
+
+    async def _lend_anew(self) -> None:
+        """Let what an earlier call left be lent from now on: a lease counts from the call that hands it out."""
+        now = self._loop.time()
+        tokens = [delivery.token for delivery in self._held]
+        outcomes = await self.extend(tokens, self._group.lease)
+        refused = {token for token, outcome in zip(tokens, outcomes, strict=True) if outcome is not None}
+        self._held = deque(delivery for delivery in self._held if delivery.token not in refused)
+        self._held_since = now
 
     def _lost_loan(self, loan: Loan) -> LeaseLostError:
         return LeaseLostError(

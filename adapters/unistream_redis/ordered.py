@@ -31,8 +31,6 @@ class OrderedConsumer(TurnTakingConsumer):
     def __init__(self, setting: Setting, lost: Callable[[Collection[Token], str], None]) -> None:
         super().__init__(setting, lost)
         self._step: asyncio.Task[None] | None = None
-        # When the request that lent what is held was made, or a later one.
-        self._lent_at = 0.0
         self._waiting: Request | None = None
         self._waiting_for: frozenset[int] = frozenset()
         self._turn = 0
@@ -64,11 +62,9 @@ class OrderedConsumer(TurnTakingConsumer):
                 raise self._gone
             self._drop_overdue()
             if self._held:
-                if self._lent_at >= began:
+                if self._held_since >= began:
                     return self._take(limit)
-                # Lent for a call that was cancelled, or that wanted fewer: a lease counts from this call on.
-                await self.extend([delivery.token for delivery in self._held], self._group.lease)
-                self._lent_at = self._loop.time()
+                await self._lend_anew()
                 continue
             now = self._loop.time()
             soonest = self._wake_due(now)
@@ -108,7 +104,7 @@ class OrderedConsumer(TurnTakingConsumer):
 
     def _begin(self, step: Coroutine[Any, Any, None]) -> None:
         """Start what must not be torn apart when `receive` is cancelled."""
-        self._lent_at = self._loop.time()
+        self._held_since = self._loop.time()
         self._step = asyncio.create_task(step)
 
     async def _finish_step(self) -> None:

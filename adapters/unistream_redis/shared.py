@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -36,9 +35,6 @@ class SharedConsumer(LendingConsumer):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._partitioned = self._keys.ordered
-        self._held: deque[RawDelivery] = deque()
-        # When the oldest request was made that lent any of it.
-        self._held_since = 0.0
         self._reading: Request | None = None
         self._read_at = 0.0
         self._ticking: asyncio.Task[None] | None = None
@@ -230,13 +226,6 @@ class SharedConsumer(LendingConsumer):
 
     # Taking and giving back
 
-    async def _lend_anew(self) -> None:
-        """Let what an earlier call left be lent from now on: a lease counts from the call that hands it out."""
-        now = self._loop.time()
-        await self.extend([delivery.token for delivery in self._held], self._group.lease)
-        self._held = deque(delivery for delivery in self._held if delivery.token in self._loans)
-        self._held_since = now
-
     def _hold(self, stream: int, entry: list[Any], count: int, suspect: bool, asked: float) -> None:
         identity, fields = entry
         if self._partitioned:
@@ -259,15 +248,6 @@ class SharedConsumer(LendingConsumer):
                 entry,
             )
         )
-
-    def _take(self, limit: int) -> list[RawDelivery]:
-        held = self._held
-        if held[0].suspect:
-            return [held.popleft()]
-        taken: list[RawDelivery] = []
-        while held and len(taken) < limit and not held[0].suspect:
-            taken.append(held.popleft())
-        return taken
 
     def _doubt(self) -> None:
         """A reply was lost: Redis may have lent to this member what never arrived, also by a read still waiting."""

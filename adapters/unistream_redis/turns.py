@@ -27,7 +27,6 @@ class TurnTakingConsumer(OwningConsumer):
 
     def __init__(self, setting: Setting, lost: Callable[[Collection[Token], str], None]) -> None:
         super().__init__(setting, lost)
-        self._held: deque[RawDelivery] = deque()
         self._loans: dict[Loan, Item] = {}
         self._next_expiry = math.inf
 
@@ -153,15 +152,6 @@ class TurnTakingConsumer(OwningConsumer):
             )
         )
         item.suspect = False
-
-    def _take(self, limit: int) -> list[RawDelivery]:
-        held = self._held
-        if held[0].suspect:
-            return [held.popleft()]
-        taken: list[RawDelivery] = []
-        while held and len(taken) < limit and not held[0].suspect:
-            taken.append(held.popleft())
-        return taken
 
     def _drop(self, partition: Partition, reason: str) -> None:
         if self._owned.get(partition.index) is not partition:

@@ -33,8 +33,7 @@ for index = 0, partitions - 1 do
   local at, fence = 2 + 5 * index, ARGV[10 + index]
   if fence ~= '' then
     if redis.call('GET', KEYS[at + 1]) == fence then
-      -- Longer where something lent was extended.
-      if redis.call('PTTL', KEYS[at + 1]) < lease then redis.call('PEXPIRE', KEYS[at + 1], lease) end
+      own_at_least(KEYS[at + 1], lease)
       owned = owned + 1
       if redis.call('SET', KEYS[at + 4], member, 'NX', 'PX', ARGV[5]) then
         if ARGV[8] == '1' then

@@ -204,3 +204,9 @@ local function backlog(stream, group, info, at_most)
   end
   return unread, pending
 end
+
+-- Let an ownership last so many ms at least: what is lent is lent as long as its partition is owned, so nothing shortens it.
+local function own_at_least(owner, ms)
+  if redis.call('PTTL', owner) < ms then redis.call('PEXPIRE', owner, ms) end
+  return 1
+end

@@ -78,12 +78,6 @@ local function settle(stream, due, lost, first, last)
   return gone
 end
 
--- What is lent is lent as long as its partition is owned, so no step that lends may leave the ownership a shorter time.
-local function own_for_a_lease(owner)
-  if redis.call('PTTL', owner) < lease then redis.call('PEXPIRE', owner, lease) end
-  return 1
-end
-
 -- ARGV: most entries, then for each partition its fence.
 -- The others: then for each partition its fence, the number of its arguments, and these.
 local answers = {}
@@ -96,7 +90,7 @@ for key = 1, #KEYS, 4 do
   local stream, owner, due, lost = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
   local mine = redis.call('GET', owner) == ARGV[at]
   local answer = false
-  if mine and (action == 'read' or action == 'lend') then own_for_a_lease(owner) end
+  if mine and (action == 'read' or action == 'lend') then own_at_least(owner, lease) end
   if action == 'read' then
     if mine then
       answer = {}
@@ -114,7 +108,7 @@ for key = 1, #KEYS, 4 do
       elseif action == 'lend' then answer = lend(stream, due, lost, first, last)
       elseif action == 'hold' then answer = hold(stream, first, last)
       elseif action == 'settle' then answer = settle(stream, due, lost, first, last)
-      elseif action == 'renew' then answer = own_for_a_lease(owner)
+      elseif action == 'renew' then answer = own_at_least(owner, lease)
       elseif action == 'leave' then answer = redis.call('DEL', owner)
       end
     end

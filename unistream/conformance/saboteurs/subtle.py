@@ -120,25 +120,6 @@ class LastMomentAckLost(ConsumerLayer):
         return [next(answers) if each in sent else None for each in batch]
 
 
-@saboteur("promises-too-long", "DEL-6", "DEL-7", "GRP-2", by=("ack.last-moment",))
-class PromisesTooLong(ConsumerLayer):
-    """Hands a delivery out by the call after the one that it was lent for, so that its lease seems to begin there."""
-
-    def __init__(self, inner: ConsumerDriver, driver: Driver, group: GroupSpec, max_in_flight: int) -> None:
-        super().__init__(inner, driver, group, max_in_flight)
-        self._kept: list[RawDelivery] = []
-
-    async def receive(self, limit: int, timeout: float) -> list[RawDelivery]:
-        """Keep what comes for the rest of the call."""
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + timeout
-        kept, self._kept = self._kept, []
-        if not kept:
-            self._kept = await resolve(self.inner.receive(limit, timeout))
-            await asyncio.sleep(ends - loop.time())
-        return kept
-
-
 @mutation("lost-ack-accepted", "DEL-7")
 @contextmanager
 def lost_ack_accepted() -> Iterator[None]:
