@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unistream._confirmation import WhenFull
@@ -33,7 +34,7 @@ from unistream.driver.types import (
     StartAt,
     TopicSpec,
 )
-from unistream.errors import ClosedError, ConfigError, UnistreamError, UnsupportedError
+from unistream.errors import ClosedError, ConfigError, TopicMissingError, UnistreamError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -282,7 +283,11 @@ class Client:
         driver = self._use()
         if topic is not None:
             return await driver.groups(name_of("topic", topic))
-        return [group for each in await driver.topics() for group in await driver.groups(each.name)]
+        found: list[GroupSpec] = []
+        for each in await driver.topics():
+            with suppress(TopicMissingError):  # deleted while we look
+                found += await driver.groups(each.name)
+        return found
 
     # Health and events
 

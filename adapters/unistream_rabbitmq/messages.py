@@ -41,6 +41,7 @@ _BROKER = frozenset(
         "x-stream-offset",
     }
 )
+_SAID = _BROKER | {ATTEMPTS, PARTITION}
 # With these the broker routes: it closes the channel when their values are not lists of text.
 _ROUTING = frozenset({"CC", "BCC"})
 _PERSISTENT = 2
@@ -96,7 +97,9 @@ def arrived(method: Any, properties: BasicProperties, body: bytes) -> Arrived:
     headers: Mapping[str, Any] | None = properties.headers
     if headers:
         for name, value in headers.items():
-            if name == "x-delivery-count":
+            if name not in _SAID:
+                pairs.append((name, value if type(value) is bytes else _bytes(value)))
+            elif name == "x-delivery-count":
                 lost = int(value)
             elif name == _DEATHS:
                 for death in value:
@@ -107,8 +110,6 @@ def arrived(method: Any, properties: BasicProperties, body: bytes) -> Arrived:
                 spent += _number(value)
             elif name == PARTITION:
                 placed = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-            elif name not in _BROKER:
-                pairs.append((name, value if type(value) is bytes else _bytes(value)))
     if method.redelivered and not lost:
         lost = 1  # a queue that does not count
     partition = placed or partition

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.system.conftest import TARGETS, url_of
+from unistream import connect
+from unistream.cli.topics import lags
+from unistream.conformance.wrap import DriverLayer, stack
+from unistream.driver.types import Member, TopicSpec
+from unistream_builtin.driver import MemoryDriver
 
 SECONDS = 60
 BROKERS = [target for target in TARGETS if target != "memory"]
@@ -105,6 +111,31 @@ def test_what_is_published_is_listed_and_consumed(target: str) -> None:
     got = rows("consume", topic, "--group", "g", "--count", "20", "--url", url)
     assert sorted(f"{one['key']}:{one['value']}" for one in got) == sorted(lines)
     assert rows("consume", topic, "--group", "g", "--idle", "0.5", "--url", url) == []
+
+
+def test_what_is_deleted_while_it_is_listed_is_left_out() -> None:
+    """Others delete topics and groups at any time: a listing tells the rest."""
+
+    class Elsewhere(DriverLayer):
+        async def topics(self) -> Sequence[TopicSpec]:
+            found = await super().topics()
+            await self.inner.delete_topic("goes-first")
+            return found
+
+        async def members(self, topic: str, group: str) -> Sequence[Member]:
+            if topic == "goes-later":
+                await self.inner.delete_topic(topic)
+            return await super().members(topic, group)
+
+    async def main() -> None:
+        async with connect("memory://x", driver=stack(MemoryDriver, Elsewhere)) as client:
+            for topic in ("goes-first", "goes-later", "stays"):
+                await client.create_topic(topic)
+                await client.group("g", topic).create()
+            assert [group.topic for group in await client.groups()] == ["goes-later", "stays"]
+            assert [row["topic"] for row in await lags(client, None)] == ["stays"]
+
+    asyncio.run(main())
 
 
 def rows(*words: str) -> list[dict[str, Any]]:

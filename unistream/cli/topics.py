@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from unistream import Client, connect
+from unistream import Client, GroupMissingError, GroupSpec, TopicMissingError, connect
 from unistream.cli.output import JsonFlag, UrlOption, interruptible, show_rows
 
 __all__ = ["groups", "topics"]
@@ -17,13 +19,14 @@ def topics(url: UrlOption = None, as_json: JsonFlag = False) -> None:
 
     async def run(stop: object) -> int:
         async with connect(url) as client:
+            groups = Counter(group.topic for group in await client.groups())
             rows = [
                 {
                     "topic": topic.name,
                     "partitions": topic.partitions,
                     "ordering": topic.ordering,
                     "max_backlog": topic.max_backlog,
-                    "groups": len(await client.groups(topic.name)),
+                    "groups": groups[topic.name],
                 }
                 for topic in await client.topics()
             ]
@@ -42,20 +45,29 @@ def groups(
 
     async def run(stop: object) -> int:
         async with connect(url) as client:
-            rows = [await _row(client, spec.topic, spec.name, spec.ordering) for spec in await client.groups(topic)]
+            rows = await lags(client, topic)
         show_rows(("topic", "group", "ordering", "lag", "exact", "members"), rows, as_json=as_json)
         return 0
 
     raise typer.Exit(interruptible(run))
 
 
-async def _row(client: Client, topic: str, name: str, ordering: str) -> dict[str, Any]:
-    group = client.group(name, topic)
+async def lags(client: Client, topic: str | None) -> list[dict[str, Any]]:
+    """How each group of a topic, or of all topics, stands; one that is deleted meanwhile is left out."""
+    rows = []
+    for spec in await client.groups(topic):
+        with suppress(TopicMissingError, GroupMissingError):
+            rows.append(await _row(client, spec))
+    return rows
+
+
+async def _row(client: Client, spec: GroupSpec) -> dict[str, Any]:
+    group = client.group(spec.name, spec.topic)
     lag = await group.lag() if client.capabilities.lag else None
     return {
-        "topic": topic,
-        "group": name,
-        "ordering": ordering,
+        "topic": spec.topic,
+        "group": spec.name,
+        "ordering": spec.ordering,
         "lag": lag.messages if lag else None,
         "exact": lag.exact if lag else None,
         "members": len(await group.members()),

@@ -29,9 +29,10 @@ _TIME = "unistream-time"
 _HEADERS = "unistream-headers"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# An id as producers take it, and milliseconds until the year 9999.
+# An id as producers take it.
 _ID_TEXT = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
-_TIME_TEXT = re.compile(rb"[0-9]{1,14}")
+# Milliseconds until the year 9999.
+_MOST_TIME_DIGITS = 14
 _PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -119,16 +120,17 @@ class Envelope:
         blob: bytes | None = None
         headers: list[tuple[str, bytes]] = []
         for name, value in pairs:
-            if not name.startswith(RESERVED_PREFIX) or name.startswith(DEAD_PREFIX):
-                headers.append((name, value))
-            elif name == _ID:
+            # The most frequent names first.
+            if name == _ID:
                 identity = value.decode() if _ID_TEXT.fullmatch(value) else ""
+            elif name == _TIME:
+                time_ms = int(value) if value.isdigit() and len(value) <= _MOST_TIME_DIGITS else None
             elif name == _KEY:
                 key = unquote_to_bytes(value) if self._text else value
-            elif name == _TIME:
-                time_ms = int(value) if _TIME_TEXT.fullmatch(value) else None
             elif name == _HEADERS:
                 blob = value
+            elif not name.startswith(RESERVED_PREFIX) or name.startswith(DEAD_PREFIX):
+                headers.append((name, value))
         if blob is not None:
             headers = [*_unpack(blob), *headers]
         return Unwrapped(identity, key, tuple(headers), time_ms)
