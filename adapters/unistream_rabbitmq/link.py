@@ -22,6 +22,8 @@ from pika.exceptions import (
     ChannelWrongStateError,
     ConnectionWrongStateError,
 )
+from pika.frame import Body, Header, Method
+from pika.spec import Basic
 
 __all__ = ["DEAD_AFTER_HEARTBEATS", "Channel", "Line", "Place", "Wire"]
 
@@ -58,6 +60,18 @@ class Place:
             ssl_options=None if self.tls is None else SSLOptions(self.tls, self.host),
             client_properties={"connection_name": name},
         )
+
+
+class _Connection(AsyncioConnection):  # type: ignore[misc]
+    """pika 1.4.4 looks for callbacks by the name of every frame; for a message or a part of one there are none."""
+
+    def _process_frame(self, value: Any) -> None:
+        kind = type(value)
+        if kind is Body or kind is Header or (kind is Method and type(value.method) is Basic.Deliver):
+            self.frames_received += 1
+            self._deliver_frame_to_channel(value)
+        else:
+            super()._process_frame(value)
 
 
 class Channel:
@@ -186,7 +200,7 @@ class Wire:
         Cancellation: Leaves nothing open.
         """
         wire = cls(place)
-        wire.connection = AsyncioConnection(
+        wire.connection = _Connection(
             place.parameters(name),
             on_open_callback=wire._on_open,
             on_open_error_callback=wire._on_closed,
