@@ -68,6 +68,8 @@ class Outbox:
         self.closing = False
         self._topic = topic
         self._driver = driver
+        # No batch takes more than its share of the window, so that others are under way while one is confirmed.
+        self._most = min(driver.batch_messages, max(1, window.limit // driver.pipeline))
         self._window = window
         self._when_full = when_full
         self._link = link
@@ -272,7 +274,7 @@ class Outbox:
                 self._start(batch, answer)
 
     def _next_batch(self) -> list[Confirmation]:
-        queue, most, most_bytes = self._queue, self._driver.batch_messages, self._driver.batch_bytes
+        queue, most, most_bytes = self._queue, self._most, self._driver.batch_bytes
         batch: list[Confirmation] = []
         size = 0
         while queue and len(batch) < most:

@@ -41,6 +41,29 @@ def test_block_waits_for_room_in_turn(limits: dict[str, Any]) -> None:
     run(main())
 
 
+def test_no_batch_takes_the_whole_window_from_the_others() -> None:
+    """Of what waits, as many batches form as the driver takes at once: while one is confirmed others are under way."""
+
+    async def main() -> None:
+        script = Script(pipeline=2)
+        async with connected(script) as client, client.producer("t", max_unconfirmed=8) as producer:
+            publishing = asyncio.create_task(producer.publish_many([b"%d" % number for number in range(14)]))
+            await spin()
+            for call in script.calls:
+                call.answer()
+            await spin()
+            assert [len(call.batch) for call in script.calls] == [1, 1, 4, 4]
+            script.calls[2].answer()
+            await spin()
+            script.calls[3].answer()
+            await spin()
+            script.calls[4].answer()
+            assert [len(call.batch) for call in script.calls[4:]] == [4]
+            assert all(isinstance(outcome, unistream.Receipt) for outcome in await publishing)
+
+    run(main())
+
+
 def test_block_ends_with_the_timeout_and_frees_the_place() -> None:
     """After `timeout` seconds without room: WindowFullError, stored no; those behind move up."""
 
