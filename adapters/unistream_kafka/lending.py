@@ -178,14 +178,14 @@ class Lending:
 
     def _fetch(self) -> None:
         if self._fetching:
+            # What was asked for may be behind a partition that is open again.
             if self._member.blocked:
-                # What was asked for may be behind a partition that is open again.
-                self._member.blocked = self._blocked()
+                self._member.block(self._blocked())
             return
         waiting = len(self._ready) + len(self._marking)
         waiting += sum(len(progress.fresh) + len(progress.suspects) for progress in self._parts.values())
         if waiting * 2 <= self._buffer:
-            self._member.blocked = self._blocked()
+            self._member.block(self._blocked())
             self._fetching = True
             self._member.want(self._buffer - waiting)
 

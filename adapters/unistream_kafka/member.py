@@ -94,7 +94,7 @@ class Member:
             heartbeats, in a thread of their own, would keep messages from others that nobody here works on.
 
     Attributes:
-        blocked: Partitions that are not fetched from, set by the other half.
+        blocked: Partitions that are not fetched from; see `block`.
         mute: Whether the other half is not waited for any more.
     """
 
@@ -122,7 +122,8 @@ class Member:
         self._patience = patience
         self._asked = self._answered = time.monotonic()
         self._client: KafkaConsumer | None = None
-        self._bell = threading.Condition()
+        # Set by whatever the owner thread may be waiting for; cleared before it looks.
+        self._news = threading.Event()
         self._wanted = 0
         self._leaving = False
         self._joined = False
@@ -141,15 +142,19 @@ class Member:
 
     def want(self, messages: int) -> None:
         """Have up to so many messages fetched, once."""
-        with self._bell:
-            self._wanted = messages
-            self._bell.notify()
+        self._wanted = messages
+        self._news.set()
+
+    def block(self, partitions: frozenset[int]) -> None:
+        """Have nothing fetched from these partitions, but from all others."""
+        if partitions != self.blocked:
+            self.blocked = partitions
+            self._news.set()
 
     def leave(self) -> None:
         """Leave the group and end the thread, without waiting."""
-        with self._bell:
-            self._leaving = True
-            self._bell.notify()
+        self._leaving = True
+        self._news.set()
 
     def commit(
         self,
@@ -254,10 +259,10 @@ class Member:
             client._manager.run(client._manager.wait_for, client._cluster.request_update(), left * 1000)
 
     def _step(self, client: KafkaConsumer) -> None:
-        with self._bell:
-            if not self._wanted and not self._leaving and self._joined:
-                self._bell.wait(_IDLE_SECONDS)
-            wanted = self._wanted
+        if not self._wanted and self._joined:
+            self._news.wait(_IDLE_SECONDS)
+        self._news.clear()
+        wanted = self._wanted
         if self._leaving:
             return
         self._watch(client)
@@ -274,14 +279,11 @@ class Member:
         if not self._joined and client.group_metadata().state is MemberState.STABLE:
             self._tell_joined()
         if found:
-            with self._bell:
-                self._wanted = 0
+            self._wanted = 0
             self._crossing.put(self._half.arrived, {at.partition: messages for at, messages in found.items()})
         elif self._down:
             # The client answers at once while it can't connect.
-            with self._bell:
-                if not self._leaving:
-                    self._bell.wait(_IDLE_SECONDS)
+            self._news.wait(_IDLE_SECONDS)
         elif settled and wanted:
             self._await_news(client)
 
@@ -293,17 +295,18 @@ class Member:
         )
 
     def _await_news(self, client: KafkaConsumer) -> None:
-        """Wait until a fetch is answered, or this member is to leave: a poll that waits could not be told to."""
-        fetches = list(client._fetcher._fetch_futures)
-        for fetch in fetches:
-            fetch.add_both(self._ring)
-        with self._bell:
-            if not self._leaving and not any(fetch.is_done for fetch in fetches):
-                self._bell.wait(_POLL_MS / 1000 if fetches else _IDLE_SECONDS)
+        """
+        Wait until a fetch is answered, or this member is to leave: a poll that waits could not be told to.
 
-    def _ring(self, _: object) -> None:
-        with self._bell:
-            self._bell.notify()
+        One that was answered during the poll is no longer among the fetches of kafka-python 3.0.12, and not in what
+        the poll returned (`Fetcher.fetch_records` calls that idle, and a poll of its own sleeps for 100 ms).
+        """
+        fetcher = client._fetcher
+        fetches = list(fetcher._fetch_futures)
+        for fetch in fetches:
+            fetch.add_both(lambda _: self._news.set())
+        if not fetcher._completed_fetches:
+            self._news.wait(_POLL_MS / 1000 if fetches else _IDLE_SECONDS)
 
     def _tell_joined(self) -> None:
         self._joined = True

@@ -7,11 +7,13 @@ import time
 
 import pytest
 
+import unistream
 from tests.adapters.kafka.support import LIMIT, end, ids, opened, quiet, receive, run, settle, take, url
 from tests.adapters.support import LATE
 from unistream.driver.contract import ConsumerDriver
 from unistream.driver.types import GroupSpec, RawDelivery, Verb
 from unistream.errors import BrokerUnavailableError, ClosedError, GroupMissingError, LeaseLostError, TopicMissingError
+from unistream_kafka import member
 
 pytestmark = pytest.mark.kafka
 
@@ -55,6 +57,32 @@ def test_every_group_gets_every_message_once_spread_over_its_members() -> None:
             for consumer in (*members, other):
                 await quiet(consumer)
                 await consumer.close()
+
+    run(test)
+
+
+def test_no_wait_of_the_member_outlasts_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Asked for messages at any moment, closed off and opened again, a member misses no fetch: nothing waits for a timer.
+
+    The timers are set too long to help.
+    """
+    monkeypatch.setattr(member, "_IDLE_SECONDS", 3 * LIMIT)
+    monkeypatch.setattr(member, "_POLL_MS", 3000 * LIMIT)
+
+    async def test() -> None:
+        async with opened() as here, unistream.connect(url()) as client:
+            await client.create_topic(here.name)
+            group = client.group("g", here.name)
+            await group.create()
+            async with client.producer(here.name) as producer:
+                await producer.publish_many(bytes(1000) for _ in range(10000))
+            async with asyncio.timeout(2 * LIMIT), group.consumer(max_in_flight=256) as consumer:
+                left = 10000
+                while left:
+                    deliveries = await consumer.receive_many(100)
+                    await consumer.ack_many(deliveries)
+                    left -= len(deliveries)
 
     run(test)
 
