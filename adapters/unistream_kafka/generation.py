@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafka import TopicPartition
@@ -124,16 +124,24 @@ def keep_shares(coordinator: Any) -> None:
     coordinator._do_join_and_sync_async, coordinator._on_join_complete_async = join, joined
 
 
-def keep_fetching(client: Any) -> None:
+def keep_fetching(client: Any, handing_over: Callable[[], bool]) -> None:
     """
     Have a KafkaConsumer look after its membership within a poll without giving up the poll for it.
 
     (kafka-python 3.0.12 fetches nothing from the partitions that it keeps while a rebalance is under way.)
+
+    Args:
+        client: The KafkaConsumer.
+        handing_over: Whether partitions that are to go to others are still being settled: meanwhile it does not ask
+            for the share in which they are given away.
     """
     coordinator = client._coordinator
     poll = coordinator.poll
 
     def look(timeout_ms: float | None = None) -> bool:
+        if handing_over():
+            coordinator.poll_heartbeat()
+            return True
         if not (coordinator.need_rejoin() and client.assignment()):
             return bool(poll(timeout_ms=timeout_ms))
         short = _LOOK_MS if timeout_ms is None else min(timeout_ms, _LOOK_MS)

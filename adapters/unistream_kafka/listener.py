@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.future import Future
 
 if TYPE_CHECKING:
     from unistream_kafka.member import Member
@@ -15,7 +14,7 @@ __all__ = ["Listener"]
 
 
 class Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Takes the client's word of a rebalance to the loop; the rebalance waits, heartbeats go on."""
+    """Takes the client's word of a rebalance to the loop."""
 
     def __init__(self, member: Member, client: KafkaConsumer) -> None:
         self._member = member
@@ -33,19 +32,15 @@ class Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._member._crossing.put(half.assigned, found)
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        """Return, and so let partitions go, when the other half is done with them."""
-        member, manager = self._member, self._client._manager
-        done = Future()
+        """
+        Have the other half let partitions go.
 
-        def go_on() -> None:
-            manager.call_soon(lambda: done.is_done or done.success(None))
-
-        if (
-            revoked
-            and not member.mute
-            and member._crossing.put(member._half.revoked, [at.partition for at in revoked], go_on)
-        ):
-            await done
+        Returns at once, so that polls fetch from those that are kept; `keep_fetching` asks for the next share only when
+        the other half is done.
+        """
+        member = self._member
+        if revoked and not member.mute:
+            member.hand_over([at.partition for at in revoked])
 
     async def on_partitions_lost(self, lost: Any) -> None:
         """Tell of partitions that are gone."""

@@ -54,7 +54,7 @@ class Half(Protocol):
         """Partitions came."""
 
     def revoked(self, partitions: Sequence[int], done: Callable[[], None]) -> None:
-        """Partitions go to others as soon as `done` is called."""
+        """Partitions go to others after `done` is called."""
 
     def lost(self, partitions: Sequence[int] | None, reason: str) -> None:
         """Partitions, or all of them, are gone already."""
@@ -126,6 +126,7 @@ class Member:
         self._news = threading.Event()
         self._wanted = 0
         self._leaving = False
+        self._handing_over = False
         self._joined = False
         self._alone = time.monotonic()
         self._down = False
@@ -190,6 +191,18 @@ class Member:
         if known:
             self._heard = time.monotonic()
 
+    # For the client's own event loop
+
+    def hand_over(self, partitions: Sequence[int]) -> None:
+        """Have the other half let partitions go, and ask for no other share until it has."""
+        self._handing_over = True
+        if not self._crossing.put(self._half.revoked, partitions, self._handed_over):
+            self._handing_over = False
+
+    def _handed_over(self) -> None:
+        self._handing_over = False
+        self._news.set()
+
     # The owner thread
 
     def _run(self) -> None:
@@ -232,7 +245,7 @@ class Member:
         client._fetcher.PartitionRecords = Records
         if self._group is not None:
             keep_shares(client._coordinator)
-            keep_fetching(client)
+            keep_fetching(client, lambda: self._handing_over)
             client.subscribe([self._topic], listener=Listener(self, client))
             self._learn(client)
         else:
@@ -269,7 +282,7 @@ class Member:
         self._ask()
         self._pause(client, everything=not wanted)
         self._unpark(client)
-        settled = self._joined and (self._group is None or self._settled(client._coordinator))
+        settled = self._joined and (self._group is None or self._handing_over or self._settled(client._coordinator))
         idle = self._joined and (not wanted or self._down)
         try:
             found = client.poll(timeout_ms=0 if idle or settled else _POLL_MS, max_records=wanted or 1)

@@ -565,6 +565,22 @@ def test_an_ack_beside_a_death_is_forgotten_only_by_word() -> None:
     assert told(story(said=False), terms) == {("redelivered-after-settle", "DEL-1")}
 
 
+def test_what_is_on_its_way_to_another_member_comes_with_its_partition() -> None:
+    """Where partitions are shared out, a nacked message may take as long as a hand-over, around one and no longer."""
+
+    def story(*, joined: float, came: float) -> Story:
+        told = good_start().nack("l1", delay=2.0).at(joined).join("b").at(came)
+        for member in ("a", "b"):
+            told.event("idle", member=member, since=max(1.0, joined) if member == "b" else 1.0)
+        return told.deliver("l2", "p.1", "b", attempt=2).ack("l2").drain()
+
+    late, shared_out = ("late", "DEL-2"), Terms(rebalances=True)
+
+    assert late not in told(story(joined=2.5, came=5.5), shared_out)
+    assert late in told(story(joined=2.5, came=9.5), shared_out)
+    assert late in told(story(joined=2.5, came=5.5), Terms())
+
+
 def test_without_fencing_an_ack_that_was_held_up_may_end_the_next_loan() -> None:
     """Then the broker goes on with the key, and the message does not come again; an ack in peace ends nothing later."""
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.adapters.kafka.support import end, ids, opened, proxied, run, settle, take, url
+from tests.adapters.kafka.support import LIMIT, end, ids, message, opened, proxied, receive, run, settle, take, url
 from unistream.driver.types import Verb
 
 pytestmark = pytest.mark.kafka
@@ -43,6 +43,35 @@ def test_a_group_that_waits_for_a_dead_member_goes_on() -> None:
             proxy.heal()
             for member in (await joining, one, dead):
                 await member.close()
+
+    run(test)
+
+
+def test_partitions_that_stay_go_on_while_others_wait_for_their_loans() -> None:
+    """A loan that nobody settles holds up the partition that is to go to another member, and no other."""
+
+    async def test() -> None:
+        async with opened() as here:
+            await here.topic(partitions=2)
+            group = await here.group()
+            one = await here.join(group)
+            for partition in range(2):
+                await here.publish(1, first=partition, partition=partition)
+            await take(one, 2)
+            joining = asyncio.create_task(here.join(group))
+            came: list[int] = []
+            producer, number = await here.produce(), 2
+            async with asyncio.timeout(LIMIT):
+                while not here.ended:
+                    await producer.publish([message(number + at, partition=at) for at in range(2)], LIMIT)
+                    number += 2
+                    deliveries = await receive(one, 10, 0.1)
+                    came += [delivery.message.partition for delivery in deliveries]
+                    await end(one, deliveries)
+
+            assert len(set(came[-5:])) == 1, came
+            for part in (await joining, one, producer):
+                await part.close()
 
     run(test)
 

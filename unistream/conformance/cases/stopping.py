@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import unistream
-from unistream.conformance.checkers.timing import LEAVE_SECONDS
+from unistream.conformance.checkers.timing import HAND_OVER_SECONDS
 from unistream.conformance.history import NANO
 from unistream.conformance.recorded import RecordedMember
 from unistream.conformance.registry import case
@@ -167,4 +167,6 @@ async def rolling_restart(trial: Trial) -> None:
     # What one of them had fetched ahead is in nobody's history; stranded, it would come when its lease ends.
     times = [left, *(event.at for event in trial.recorder.events if event.op == "deliver" and event.at > left)]
     pause = max((after - before for before, after in pairwise(times)), default=0) / NANO
-    trial.that(pause <= LEAVE_SECONDS + trial.pace.slack, "GRP-4", "all that was held, within 5 s", f"{pause:.1f} s")
+    trial.that(
+        pause <= HAND_OVER_SECONDS + trial.pace.slack, "GRP-4", "all that was held, within 5 s", f"{pause:.1f} s"
+    )

@@ -15,7 +15,7 @@ from unistream.conformance.checkers.table import checker
 from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO
 
-LEAVE_SECONDS = 5.0
+HAND_OVER_SECONDS = 5.0
 """A member that leaves properly hands over within this time (GRP-4)."""
 GAP = 5_000_000
 """Two waits of a member closer than this (5 ms) are one: it only went round its loop."""
@@ -207,13 +207,22 @@ def _after(run: Run, terms: Terms, group: Group, msg: str, before: Lending, unti
             died = [each.died for each in group.members if each.died is not None and from_then <= each.died < until]
             undisturbed = min(died, default=until)
             events = (before.index, call.index)
-            due = _Due(since, undisturbed, max(1.0, 0.1 * delay), "DEL-2", "late", events, msg)
+            limit = max(1.0, 0.1 * delay)
+            if terms.rebalances and _on_its_way(run, group, since, undisturbed):
+                limit = max(limit, HAND_OVER_SECONDS)
+            due = _Due(since, undisturbed, limit, "DEL-2", "late", events, msg)
             # Who died may have fetched it ahead, unseen: then its lease must end first.
             return [due, *([from_(max(since, *died))] if died else [])]
     member = run.members.get(before.member)
     if member is not None and member.left is not None:
-        return [replace(from_(member.left), limit=LEAVE_SECONDS)]
+        return [replace(from_(member.left), limit=HAND_OVER_SECONDS)]
     return [] if before.until is None else [from_(max(before.until, before.expired or 0))]
+
+
+def _on_its_way(run: Run, group: Group, since: int, until: int) -> bool:
+    """Tell whether partitions may have been on their way to other members between the two times."""
+    began = since - round(HAND_OVER_SECONDS * NANO)
+    return any(began <= change < until for change in run.changes(group.where))
 
 
 def patience(group: Group, terms: Terms) -> float:
