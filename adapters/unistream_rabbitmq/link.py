@@ -63,15 +63,20 @@ class Place:
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]
-    """pika 1.4.4 looks for callbacks by the name of every frame; for a message or a part of one there are none."""
+    """Puts right what pika 1.4.4 does while connecting and receiving."""
 
     def _process_frame(self, value: Any) -> None:
+        """Pass on a message or a part of one; pika would look for callbacks by its name first, and there are none."""
         kind = type(value)
         if kind is Body or kind is Header or (kind is Method and type(value.method) is Basic.Deliver):
             self.frames_received += 1
             self._deliver_frame_to_channel(value)
         else:
             super()._process_frame(value)
+
+    def _on_connection_workflow_done(self, result: Any) -> None:
+        """Take the end of an attempt; for one given up in the handshake pika passes the error's class, and trips."""
+        super()._on_connection_workflow_done(result() if isinstance(result, type) else result)
 
 
 class Channel:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+import unistream
 from tests.adapters.rabbitmq.support import LATE, LIMIT, end, ids, message, opened, receive, run, settle, take, url
 from tests.brokers.fleet import local
 from tests.brokers.processes import Process
@@ -362,6 +363,35 @@ def test_an_alarm_stops_publishing_and_nothing_else(server: Server) -> None:
             await end(consumer, rest)
             await producer.close()
             await consumer.close()
+
+    run(test)
+
+
+def test_an_attempt_to_connect_is_given_up_without_a_complaint_of_the_loop() -> None:
+    """Cancelled while the server is still silent, it closes the connection, and no callback of pika fails."""
+
+    async def test() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        accepted, ended = asyncio.Event(), asyncio.Event()
+
+        async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.set()
+            await reader.read()
+            writer.close()
+            ended.set()
+
+        async with asyncio.timeout(LIMIT), await asyncio.start_server(silence, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            entering = asyncio.create_task(unistream.connect(f"amqp://{host}:{port}").__aenter__())
+            await accepted.wait()
+            entering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await entering
+            await ended.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert complaints == []
 
     run(test)
 
