@@ -293,15 +293,18 @@ class Lending:
         """Store what is known of partitions that this member gives up; within a few seconds or not at all."""
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                while self._flight is not None:
-                    self._landed = self._loop.create_future()
+                if self._flight is not None:
+                    if self._landed is None:
+                        self._landed = self._loop.create_future()
                     await asyncio.wait([self._landed])
                 # Only now: what the commit under way wrote down as lent is not handed out either.
                 self._put_back(partitions)
-                if any(progress.dirty for progress in partitions) and self._setting.identity is not None:
+                if self._setting.identity is not None:
+                    # Other partitions go on, so a commit may be under way at any time: the one after it holds all.
                     waiter = Waiter(self._loop, {})
                     self._waiters.append(waiter)
-                    self._commit()
+                    if self._flight is None:
+                        self._commit()
                     await waiter.decided
         except TimeoutError:
             # The next owner goes on from the commit before: messages may come again.

@@ -565,6 +565,25 @@ def test_an_ack_beside_a_death_is_forgotten_only_by_word() -> None:
     assert told(story(said=False), terms) == {("redelivered-after-settle", "DEL-1")}
 
 
+def test_who_dies_while_another_death_is_unnoticed_may_take_plain_acks_along() -> None:
+    """Where partitions are shared out the group stores nothing while it waits for a dead member; elsewhere it does."""
+
+    def story(*, beside: bool, dies: float) -> Story:
+        told = good_start().join("b").join("c")
+        if beside:
+            told.at(2).event("death", member="c")
+        told.at(3).ack("l1", confirmed=False).at(dies).event("death", member="a")
+        return told.at(dies + 12).deliver("l2", "p.1", "b", attempt=2).ack("l2").drain()
+
+    forgotten = ("redelivered-after-settle", "DEL-1")
+    shared_out = Terms(rebalances=True, recover_within=10.0, attempts_exact=False)
+
+    assert forgotten not in told(story(beside=True, dies=10), shared_out)
+    assert forgotten in told(story(beside=True, dies=13), shared_out)
+    assert forgotten in told(story(beside=False, dies=10), shared_out)
+    assert forgotten in told(story(beside=True, dies=10), Terms(recover_within=10.0, attempts_exact=False))
+
+
 def test_what_is_on_its_way_to_another_member_comes_with_its_partition() -> None:
     """Where partitions are shared out, a nacked message may take as long as a hand-over, around one and no longer."""
 

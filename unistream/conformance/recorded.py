@@ -172,6 +172,7 @@ class RecordedMember:
         self._paused = False
         self._held: list[Lent] = []
         self._taken: list[Lent] = []
+        self._heard = 0
 
     async def __aenter__(self) -> Self:
         await self.consumer.__aenter__()
@@ -187,6 +188,7 @@ class RecordedMember:
         """Wait for a delivery; None when the time is up, which is recorded as waiting."""
         since = self._ready()
         delivery = await self.consumer.receive(timeout)
+        self.hear()
         if delivery is None:
             self._idle(since)
             return None
@@ -196,6 +198,7 @@ class RecordedMember:
         """Wait for up to `max` deliveries."""
         since = self._ready()
         deliveries = await self.consumer.receive_many(max, timeout)
+        self.hear()
         if not deliveries:
             self._idle(since)
         return [self.take(delivery, since) for delivery in deliveries]
@@ -269,10 +272,14 @@ class RecordedMember:
 
     def hear(self) -> None:
         """Record which settles that had been taken were refused since."""
+        lost = self.consumer.stats.acks_lost
+        if lost == self._heard:
+            return
+        self._heard = lost
         for lent in self._taken:
             if lent.delivery.state == "lost":
                 self.recorder.record("refuse", lending=lent.name)
-        self._taken.clear()
+        self._taken = [lent for lent in self._taken if lent.delivery.state != "lost"]
 
     async def pause(self) -> None:
         """Pause; while it lasts waiting is not waiting for work."""

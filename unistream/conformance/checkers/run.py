@@ -83,13 +83,22 @@ class Run:
         member = self.members.get(lending.member)
         if member is not None and member.left is not None and member.left < flushed:
             flushed = member.left
-        elif member is None or flushed > self.ended or (member.died is not None and member.died < flushed):
+        elif member is None or flushed > self.ended:
+            return None
+        if member.died is not None and member.died < self._stored_by(lending.where, flushed, terms):
             return None
         if lending.expired is not None or (lending.until is not None and lending.until < flushed):
             return None
         if self.disturbed(lending.member, call.began, flushed):
             return None
         return flushed
+
+    def _stored_by(self, where: Where, flushed: int, terms: Terms) -> int:
+        """Return when a plain ack is surely stored: where partitions are shared out, not while a death is unnoticed."""
+        if not terms.rebalances:
+            return flushed
+        died = [each.died for each in self.group(where).members if each.died is not None and each.died <= flushed]
+        return max([flushed, *(at + round(terms.recover_within * NANO) for at in died)])
 
     def maybe_ended(self, lending: Lending, terms: Terms) -> bool:
         """Tell whether an ack of an earlier loan, held up on its way, may have ended this one: there is no fencing."""
