@@ -56,12 +56,14 @@ def local(name: str, directory: Path) -> Iterator[Server]:
         name: A name of the table.
         directory: Where its data and logs go; they stay there.
     """
-    server = Fleet(directory).server(broker(name).name)
+    fleet = Fleet(directory)
+    server = fleet.server(broker(name).name)
     try:
         server.start()
         yield server
     finally:
-        server.destroy()
+        # As it stands now: a command of another process may have started it again.
+        fleet.server(server.broker.name).destroy()
 
 
 class Fleet:

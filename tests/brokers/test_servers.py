@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.brokers import Server, local
+from tests.brokers.fleet import Fleet
 from tests.brokers.processes import Process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,6 +79,15 @@ def test_redis_survives_kill9_with_port_and_data(tmp_path: Path) -> None:
         assert server.url == before[0]
         assert server.pid != before[1]
     assert server.state == "dead"
+
+
+@pytest.mark.redis
+def test_a_server_that_another_handle_started_again_is_gone_at_the_end(tmp_path: Path) -> None:
+    """The hooks restart it from processes of their own, under another process id."""
+    with local("redis", tmp_path) as server:
+        Fleet(tmp_path).server("redis").restart()
+        assert server.state == "dead"
+    assert Fleet(tmp_path).server("redis").state == "dead"
 
 
 @pytest.mark.redis
