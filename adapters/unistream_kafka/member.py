@@ -21,7 +21,7 @@ from unistream.driver.owner_thread import Crossing
 from unistream_kafka.client import Place, abandon, connect, connected
 from unistream_kafka.generation import beat, keep_fetching, keep_shares, store
 from unistream_kafka.listener import Listener
-from unistream_kafka.reading import Records
+from unistream_kafka.reading import Records, unpark
 
 __all__ = ["Assigned", "Half", "Member", "UnsentError"]
 
@@ -281,7 +281,7 @@ class Member:
         self._watch(client)
         self._ask()
         self._pause(client, everything=not wanted)
-        self._unpark(client)
+        unpark(client)
         settled = self._joined and (self._group is None or self._handing_over or self._settled(client._coordinator))
         idle = self._joined and (not wanted or self._down)
         try:
@@ -324,19 +324,6 @@ class Member:
     def _tell_joined(self) -> None:
         self._joined = True
         self._crossing.put(self._half.joined)
-
-    @staticmethod
-    def _unpark(client: KafkaConsumer) -> None:
-        """
-        Let go of a batch that is used up, before a poll.
-
-        What kafka-python 3.0.12 fetched of partitions that were paused it takes up again only when it has no batch in
-        hand, and a used up one counts as one: with no other partition bringing news it would wait for ever
-        (`Fetcher.fetched_records`).
-        """
-        fetcher = client._fetcher
-        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
-            fetcher._next_partition_records = None
 
     def _pause(self, client: KafkaConsumer, *, everything: bool) -> None:
         blocked, paused = self.blocked, client.paused()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.record.util import decode_varint
 
-__all__ = ["Records"]
+__all__ = ["Records", "unpark"]
 
 _new = tuple.__new__
 
@@ -96,3 +96,16 @@ class Records(Fetcher.PartitionRecords):  # type: ignore[misc]
             self.next_fetch_offset = record.offset + 1
             times = (record.timestamp, record.timestamp_type)
             yield ConsumerRecord(*tp, self.leader_epoch, record.offset, *times, key, value, [], record.checksum, *sizes)
+
+
+def unpark(client: KafkaConsumer) -> None:
+    """
+    Let go of a batch that is used up, before a poll.
+
+    What kafka-python 3.0.12 fetched of partitions that were paused it takes up again only when it has no batch in
+    hand, and a used up one counts as one: with no other partition bringing news it would wait for ever
+    (`Fetcher.fetched_records`).
+    """
+    fetcher = client._fetcher
+    if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+        fetcher._next_partition_records = None

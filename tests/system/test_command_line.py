@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 
 from tests.system.conftest import TARGETS, url_of
 from unistream import connect
-from unistream.cli.topics import lags
+from unistream.cli.topics import lags, overview
 from unistream.conformance.wrap import DriverLayer, stack
 from unistream.driver.types import Member, TopicSpec
 from unistream_builtin.driver import MemoryDriver
@@ -115,11 +116,12 @@ def test_what_is_published_is_listed_and_consumed(target: str) -> None:
 
 def test_what_is_deleted_while_it_is_listed_is_left_out() -> None:
     """Others delete topics and groups at any time: a listing tells the rest."""
+    turns = count()
 
     class Elsewhere(DriverLayer):
         async def topics(self) -> Sequence[TopicSpec]:
             found = await super().topics()
-            await self.inner.delete_topic("goes-first")
+            await self.inner.delete_topic(f"goes-{next(turns)}")
             return found
 
         async def members(self, topic: str, group: str) -> Sequence[Member]:
@@ -129,10 +131,11 @@ def test_what_is_deleted_while_it_is_listed_is_left_out() -> None:
 
     async def main() -> None:
         async with connect("memory://x", driver=stack(MemoryDriver, Elsewhere)) as client:
-            for topic in ("goes-first", "goes-later", "stays"):
+            for topic in ("goes-0", "goes-1", "goes-later", "stays"):
                 await client.create_topic(topic)
                 await client.group("g", topic).create()
-            assert [group.topic for group in await client.groups()] == ["goes-later", "stays"]
+            assert [group.topic for group in await client.groups()] == ["goes-1", "goes-later", "stays"]
+            assert [row["topic"] for row in await overview(client)] == ["goes-later", "stays"]
             assert [row["topic"] for row in await lags(client, None)] == ["stays"]
 
     asyncio.run(main())

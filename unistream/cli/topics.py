@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -19,17 +18,7 @@ def topics(url: UrlOption = None, as_json: JsonFlag = False) -> None:
 
     async def run(stop: object) -> int:
         async with connect(url) as client:
-            groups = Counter(group.topic for group in await client.groups())
-            rows = [
-                {
-                    "topic": topic.name,
-                    "partitions": topic.partitions,
-                    "ordering": topic.ordering,
-                    "max_backlog": topic.max_backlog,
-                    "groups": groups[topic.name],
-                }
-                for topic in await client.topics()
-            ]
+            rows = await overview(client)
         show_rows(("topic", "partitions", "ordering", "max_backlog", "groups"), rows, as_json=as_json)
         return 0
 
@@ -50,6 +39,24 @@ def groups(
         return 0
 
     raise typer.Exit(interruptible(run))
+
+
+async def overview(client: Client) -> list[dict[str, Any]]:
+    """The topics and how many groups each has; one that is deleted meanwhile is left out."""
+    rows = []
+    for topic in await client.topics():
+        with suppress(TopicMissingError):
+            groups = len(await client.groups(topic.name))
+            rows.append(
+                {
+                    "topic": topic.name,
+                    "partitions": topic.partitions,
+                    "ordering": topic.ordering,
+                    "max_backlog": topic.max_backlog,
+                    "groups": groups,
+                }
+            )
+    return rows
 
 
 async def lags(client: Client, topic: str | None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from tests.adapters.support import (
 )
 from tests.urls import url_of
 from unistream.driver.contract import ConsumerDriver, Driver
-from unistream.driver.types import Event
+from unistream.driver.types import Event, GroupSpec, RawDelivery
 from unistream_kafka import KafkaDriver
 
 __all__ = [
@@ -65,6 +65,15 @@ class Opened(support.Opened):
     async def stored(self, partitions: int = 1) -> list[Any]:
         """What lies in the test's topic, seen from outside, as ConsumerRecords."""
         return await asyncio.to_thread(self._stored, partitions)
+
+    async def lent_of_each(self) -> tuple[GroupSpec, ConsumerDriver, list[RawDelivery]]:
+        """A group over two partitions, its only member, and the message of each partition that it holds."""
+        await self.topic(partitions=2)
+        group = await self.group()
+        one = await self.join(group)
+        for partition in range(2):
+            await self.publish(1, first=partition, partition=partition)
+        return group, one, await take(one, 2)
 
     def _stored(self, partitions: int) -> list[Any]:
         reader = KafkaConsumer(bootstrap_servers=self.address, enable_auto_commit=False, auto_offset_reset="earliest")

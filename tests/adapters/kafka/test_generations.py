@@ -52,12 +52,7 @@ def test_partitions_that_stay_go_on_while_others_wait_for_their_loans() -> None:
 
     async def test() -> None:
         async with opened() as here:
-            await here.topic(partitions=2)
-            group = await here.group()
-            one = await here.join(group)
-            for partition in range(2):
-                await here.publish(1, first=partition, partition=partition)
-            await take(one, 2)
+            group, one, _ = await here.lent_of_each()
             joining = asyncio.create_task(here.join(group))
             came: list[int] = []
             producer, number = await here.produce(), 2

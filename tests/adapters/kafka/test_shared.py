@@ -312,12 +312,8 @@ def test_a_loan_that_is_not_settled_in_a_rebalance_is_lost_and_fenced() -> None:
 
     async def test() -> None:
         async with opened() as here:
-            await here.topic(partitions=2)
-            group = await here.group()
-            one = await here.join(group)
-            for partition in range(2):
-                await here.publish(1, first=partition, partition=partition)
-            held = {delivery.token: delivery for delivery in await take(one, 2)}
+            group, one, lent = await here.lent_of_each()
+            held = {delivery.token: delivery for delivery in lent}
             two = await here.join(group)
             (again,) = await take(two, 1)
             (gone,) = here.ended

@@ -22,6 +22,7 @@ from tests.adapters.rabbitmq.support import LATE, LIMIT, end, ids, message, open
 from tests.brokers.fleet import local
 from tests.brokers.processes import Process
 from tests.brokers.server import Server
+from tests.unit.portable.scripted import spin
 from unistream.core.partitions import partition_for
 from unistream.driver.contract import ConsumerDriver, ProducerDriver
 from unistream.driver.types import RawDelivery, Receipt, Verb
@@ -389,8 +390,7 @@ def test_an_attempt_to_connect_is_given_up_without_a_complaint_of_the_loop() -> 
             with pytest.raises(asyncio.CancelledError):
                 await entering
             await ended.wait()
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await spin()
         assert complaints == []
 
     run(test)

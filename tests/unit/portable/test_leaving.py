@@ -362,7 +362,7 @@ def test_an_answer_that_nobody_began_to_await_is_closed() -> None:
         task = follow(following(coming), coming, ended.append)
         task.cancel()
         await asyncio.wait([task])
-        await asyncio.sleep(0)
+        await spin()
         assert ended == [task]
         assert inspect.getcoroutinestate(coming) == inspect.CORO_CLOSED
 

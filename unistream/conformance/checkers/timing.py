@@ -16,7 +16,7 @@ from unistream.conformance.checkers.terms import Terms, Violation
 from unistream.conformance.history import NANO
 
 HAND_OVER_SECONDS = 5.0
-"""A member that leaves properly hands over within this time (GRP-4)."""
+"""A member that leaves properly hands over within this time, and what goes to one that joins is there (GRP-4)."""
 GAP = 5_000_000
 """Two waits of a member closer than this (5 ms) are one: it only went round its loop."""
 SERVICE = 10_000_000
